@@ -1,0 +1,47 @@
+"""Shared by all tests: eight simulated devices, a compilation cache, and small configs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+_CACHE = Path(tempfile.gettempdir()) / f"zoo-test-cache-{os.getuid()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from tests import examples
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="session", params=["dense", "moe", "mla", "mla_moe"])
+def cfg(request) -> zoo.Config:
+    """One small config of each kind."""
+    return examples.CONFIGS[request.param]
+
+
+@pytest.fixture(scope="session")
+def made(cfg) -> tuple[zoo.Decoder, dict, jax.Array]:
+    """A float32 model of `cfg`, random parameters, and tokens i32[2, 24]."""
+    model = zoo.Decoder(cfg)
+    tokens = jax.random.randint(jax.random.key(7), (2, 24), 0, cfg.vocab_size)
+    return model, examples.random_params(model), tokens
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Numbers that are the same in every run."""
+    return np.random.default_rng(0)
+
+
+def pytest_report_header() -> str:
+    """Says what the figures of a run belong to."""
+    return f"jax {jax.__version__}, {jax.default_backend()}, {jnp.zeros(()).dtype}"

@@ -1,0 +1,38 @@
+"""What a token costs in memory, in bytes that follow from the mathematics."""
+
+import jax.numpy as jnp
+
+from tests.examples import CONFIGS
+from zoo import cache
+from zoo.config import MLA, MLP, Attention, Config, Layer, MoE, Rope, Stack
+
+
+def test_latent_attention_caches_576_values_per_layer_of_deepseek_v3():
+    """DeepSeek-V3: 61 layers x (512 latent + 64 rotated key) x 2 bytes."""
+    mixer = MLA(128, 1536, 512, 128, 64, 128, Rope(64))
+    dense, moe = Layer(mixer, MLP(18432)), Layer(mixer, MoE(256, 8, 2048))
+    cfg = Config(129280, 7168, (Stack(3, (dense,)), Stack(58, (moe,))))
+    assert cache.bytes_per_token(cfg, jnp.bfloat16) == 70_272
+
+
+def test_grouped_query_attention_caches_kv_heads_only():
+    """Llama 3.1 8B: 32 layers x (keys + values) x 8 heads x 128 x 2 bytes."""
+    layer = Layer(Attention(32, 8, 128, Rope(128)), MLP(14336))
+    cfg = Config(128256, 4096, (Stack(32, (layer,)),))
+    assert cache.bytes_per_token(cfg, jnp.bfloat16) == 32 * 2 * 8 * 128 * 2
+
+
+def test_write_puts_rows_at_their_own_offsets(rng):
+    buffer = jnp.zeros((2, 6, 3))
+    new = jnp.asarray(rng.normal(size=(2, 2, 3)), jnp.float32)
+    got = cache.write(buffer, new, jnp.array([1, 4]))
+    want = buffer.at[0, 1:3].set(new[0]).at[1, 4:6].set(new[1])
+    assert (got == want).all()
+
+
+def test_grow_keeps_tokens_and_adds_room():
+    state = cache.init(CONFIGS["mla_moe"], 2, 5, jnp.float32)
+    grown = cache.grow(state, 3)
+    assert grown.stacks["stack_1"]["layer_0"].c.shape == (2, 2, 8, 32)
+    state = cache.init(CONFIGS["dense"], 2, 5, jnp.float32)
+    assert cache.grow(state, 3).stacks["stack_0"]["layer_0"].k.shape == (3, 2, 8, 2, 16)

@@ -1,0 +1,205 @@
+"""Properties of the decoder that hold for every config, each against another way to the same numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from tests.examples import CONFIGS
+from zoo import cache
+from zoo.inference import unstack
+
+
+def close(a, b, tolerance=1e-5):
+    """Equal within `tolerance` of b's scale."""
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(np.abs(b).max()))
+
+
+@functools.cache
+def run(model, method=None):
+    """`model.apply`, compiled once for all tests of a model."""
+    return jax.jit(functools.partial(model.apply, method=method))
+
+
+def test_cached_in_ragged_pieces_equals_uncached(made):
+    model, params, tokens = made
+    want = run(model)(params, tokens).logits
+    state = cache.init(model.cfg, 2, 32, jnp.float32)
+    got = []
+    for start, stop in ((0, 9), (9, 10), (10, 17), (17, 24)):
+        out = run(model)(params, tokens[:, start:stop], cache=state)
+        state, _ = out.cache, got.append(out.logits)
+    close(jnp.concatenate(got, axis=1), want)
+    assert state.lengths.tolist() == [24, 24]
+
+
+def test_a_cache_filled_whole_equals_one_filled_in_part(made):
+    model, params, tokens = made
+    exact = run(model)(params, tokens, cache=cache.init(model.cfg, 2, 24, jnp.float32))
+    roomy = run(model)(params, tokens, cache=cache.init(model.cfg, 2, 30, jnp.float32))
+    close(exact.logits, roomy.logits)
+    grown = cache.grow(exact.cache, 6)
+    assert jax.tree.map(jnp.shape, grown) == jax.tree.map(jnp.shape, roomy.cache)
+    jax.tree.map(lambda a, b: close(a, b, 1e-5), grown, roomy.cache)
+
+
+def test_right_padding_changes_nothing(made):
+    model, params, tokens = made
+    real = jnp.arange(24) < jnp.array([[24], [15]])
+    noise = jnp.where(real, tokens, (tokens + 1) % model.cfg.vocab_size)
+    ids = real.astype(jnp.int32)
+    got = run(model)(params, noise, segment_ids=ids).logits
+    close(got[1, :15], run(model)(params, tokens[1:, :15]).logits[0])
+    state = cache.init(model.cfg, 2, 24, jnp.float32)
+    state = run(model)(params, noise, segment_ids=ids, cache=state).cache
+    assert state.lengths.tolist() == [24, 15]
+    state = cache.grow(state, 4)
+    then = run(model)(params, tokens[:, :1], cache=state).logits
+    alone = jnp.concatenate((tokens[1:, :15], tokens[1:, :1]), axis=1)
+    close(then[1, 0], run(model)(params, alone).logits[0, -1])
+
+
+def test_left_padding_changes_nothing(made):
+    model, params, tokens = made
+    ids = (jnp.arange(24) >= 9).astype(jnp.int32)[None].repeat(2, 0)
+    got = run(model)(params, tokens, segment_ids=ids).logits[:, 9:]
+    close(got, run(model)(params, tokens[:, 9:]).logits, 1e-5)
+
+
+def test_packed_equals_separate(made):
+    model, params, tokens = made
+    ids = jnp.array([[1] * 10 + [2] * 14])
+    positions = jnp.concatenate((jnp.arange(10), jnp.arange(14)))[None]
+    packed = run(model)(params, tokens[:1], segment_ids=ids, positions=positions)
+    parts = [run(model)(params, tokens[:1, a:b]) for a, b in ((0, 10), (10, 24))]
+    close(packed.logits, jnp.concatenate([part.logits for part in parts], axis=1))
+    summed = jax.tree.map(jnp.add, parts[0].aux, parts[1].aux)
+    jax.tree.map(lambda a, b: close(a, b, 1e-5), packed.aux, summed)
+
+
+def test_no_position_sees_a_later_token(made):
+    model, params, tokens = made
+    table = params["params"]["embed"]["table"]
+
+    def hidden(rows):
+        swapped = {"params": params["params"] | {"embed": {"table": rows}}}
+        out = model.apply(swapped, jnp.arange(24)[None], method="hidden")
+        return jnp.sin(out.hidden[0, 11]).sum()
+
+    rows = table.at[:24].set(table[tokens[0]])
+    touched = np.abs(jax.jit(jax.grad(hidden))(rows)).sum(-1)[:24] > 0
+    assert touched[:12].all()
+    assert not touched[12:].any()
+
+
+def test_unstacked_equals_scanned(made):
+    model, params, tokens = made
+    flat, views = unstack.prepare(model, params)
+    assert flat.unstacked
+    out, want = run(flat)(views, tokens), run(model)(params, tokens)
+    close(out.logits, want.logits)
+    jax.tree.map(lambda a, b: close(a, b), out.aux, want.aux)
+    state = unstack.init_cache(flat, 2, 24)
+    close(run(flat)(views, tokens, cache=state).logits, want.logits)
+
+
+def test_unstacking_on_cpu_copies_nothing(made):
+    model, params, _ = made
+    _, views = unstack.prepare(model, params)
+    first = jax.tree.leaves(params["params"]["stack_0"])
+    view = jax.tree.leaves(views["params"]["stack_0_0"])
+    big = [(a, b) for a, b in zip(first, view, strict=True) if b.nbytes % 64 == 0]
+    assert big
+    assert all(a.unsafe_buffer_pointer() == b.unsafe_buffer_pointer() for a, b in big)
+
+
+@pytest.mark.parametrize("policy", ["nothing_saveable", "dots_saveable"])
+def test_rematerialised_and_unrolled_gradients_are_the_same(made, policy):
+    model, params, tokens = made
+    remat = model.clone(remat=getattr(jax.checkpoint_policies, policy), unroll=2)
+
+    def loss(model):
+        return jax.jit(jax.grad(lambda p: model.apply(p, tokens).logits.var()))(params)
+
+    jax.tree.map(lambda a, b: close(a, b, 1e-4) if np.any(b) else None, loss(remat), loss(model))
+
+
+def test_hidden_then_logits_is_the_plain_call(made):
+    model, params, tokens = made
+    out = run(model, "hidden")(params, tokens)
+    assert out.logits is None
+    assert out.hidden.shape == (2, 24, model.cfg.embed_dim)
+    logits = run(model, "logits")(params, out.hidden)
+    np.testing.assert_array_equal(logits, run(model)(params, tokens).logits)
+
+
+def test_statistics_count_real_tokens(made):
+    model, params, tokens = made
+    ids = (jnp.arange(24) < jnp.array([[24], [15]])).astype(jnp.int32)
+    aux = run(model)(params, tokens, segment_ids=ids).aux
+    for i, stack in enumerate(model.cfg.stacks):
+        for j, layer in enumerate(stack.layers):
+            if isinstance(layer.ffn, zoo.MoE):
+                found = aux[f"stack_{i}"][f"layer_{j}"]
+                assert found.load.shape == (stack.repeats, layer.ffn.experts)
+                np.testing.assert_allclose(found.tokens, 39)
+                np.testing.assert_allclose(found.load.sum(-1), 39 * layer.ffn.top_k)
+                np.testing.assert_allclose(found.prob.sum(-1), 39, rtol=1e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_gives_float32_logits(made):
+    model, params, tokens = made
+    half = model.clone(dtype=jnp.bfloat16)
+    out = run(half)(params, tokens)
+    assert out.logits.dtype == jnp.float32
+    assert run(half, "hidden")(params, tokens).hidden.dtype == jnp.bfloat16
+    want = run(model)(params, tokens).logits
+    assert np.abs(out.logits - want).mean() < 0.1 * np.abs(want).mean()
+
+
+def test_init_is_plain_arrays_in_the_one_layout():
+    cfg = CONFIGS["mla_moe"]
+    params = zoo.Decoder(cfg).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    layer = jax.tree.map(jnp.shape, params["stack_1"]["layer_0"])
+    assert all(type(leaf).__name__ == "ArrayImpl" for leaf in jax.tree.leaves(params))
+    assert params["embed"]["table"].shape == (97, 48)
+    assert params["head"]["w"].shape == (48, 97)
+    assert layer == {
+        "attn_norm": {"scale": (2, 48)},
+        "ffn_norm": {"scale": (2, 48)},
+        "attn": {
+            "q_down": {"w": (2, 48, 20)},
+            "q_norm": {"scale": (2, 20)},
+            "q_up": {"w": (2, 20, 4, 20)},
+            "kv_down": {"w": (2, 48, 24)},
+            "kv_norm": {"scale": (2, 24)},
+            "k_rope": {"w": (2, 48, 8)},
+            "k_up": {"w": (2, 24, 4, 12)},
+            "v_up": {"w": (2, 24, 4, 10)},
+            "o": {"w": (2, 4, 10, 48)},
+        },
+        "moe": {
+            "router": {"w": (2, 48, 8)},
+            "bias": {"b": (2, 8)},
+            "gate": {"w": (2, 8, 48, 28)},
+            "up": {"w": (2, 8, 48, 28)},
+            "down": {"w": (2, 8, 28, 48)},
+            "shared": {
+                "gate": {"w": (2, 48, 20)},
+                "up": {"w": (2, 48, 20)},
+                "down": {"w": (2, 20, 48)},
+            },
+        },
+    }
+
+
+def test_init_gives_logits_of_order_one():
+    """Fan-in initialisation: what a fresh model says is about as loud as its inputs."""
+    cfg = CONFIGS["mla_moe"]
+    model = zoo.Decoder(cfg)
+    tokens = jax.random.randint(jax.random.key(1), (4, 24), 0, cfg.vocab_size)
+    logits = model.apply(model.init(jax.random.key(0), tokens), tokens).logits
+    assert 0.5 < logits.std() < 2

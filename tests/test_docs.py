@@ -1,0 +1,39 @@
+"""What the documents show runs, and costs what they say."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "parts.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["module", "functions", "nnx"])
+def test_parts_of_the_guide_run(block):
+    exec(compile(block, "docs/parts.md", "exec"), {"__name__": "guide"})
+
+
+@pytest.mark.parametrize("part", ["zoo", "zoo.moe", "zoo.mla", "zoo.rope", "zoo.decoder"])
+def test_a_part_imports_that_part(part):
+    heavy = ("absl.flags", "ml_collections", "grain", "tensorflow_datasets", "orbax", "tensorflow",
+             "tokenizers", "starlette", "matplotlib", "optax", "torch")  # fmt: skip
+    code = (
+        f"import sys, {part}\n"
+        f"print(*(m for m in {heavy!r} if m in sys.modules), sep=',')\n"
+        "print(*(m for m in sys.modules if m.startswith(('zoo.data', 'zoo.hf', 'zoo.training'))))"
+    )
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    # flax.linen itself imports optax, orbax and absl.flags in some versions; a part must not.
+    bare = subprocess.run(
+        [sys.executable, "-c", code.replace(f", {part}", ", flax.linen, chex")],
+        capture_output=True, text=True, env=env, check=True,
+    )  # fmt: skip
+    ours, theirs = (set(d.stdout.splitlines()[0].split(",")) for d in (done, bare))
+    assert ours <= theirs
+    assert done.stdout.splitlines()[1] == ""

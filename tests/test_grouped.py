@@ -1,0 +1,322 @@
+"""Grouped products on three platforms against dense ones, and what they cost on CPU."""
+
+import contextlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export, lax
+
+from zoo import grouped, grouped_cpu, grouped_gpu, grouped_tpu, kernels
+
+INTERPRETED = {"interpret": True}
+PLATFORMS = {
+    "cpu": (grouped_cpu, {}),
+    "cuda": (grouped_gpu, INTERPRETED),
+    "tpu": (grouped_tpu, INTERPRETED),
+}
+GROUPS = {
+    "ragged": (100, [0, 33, 0, 20, 1, 46, 0]),
+    "rows of no group": (100, [10, 33, 0, 20, 1, 0, 0]),
+    "one group": (300, [0, 300, 0]),
+    "one row each": (8, [1, 1, 0, 1, 1, 1, 0, 1, 1, 1]),
+    "no rows": (20, [0, 0]),
+}
+
+
+def dense(lhs, rhs, group_sizes):
+    """The grouped product as an einsum over all experts, in float32."""
+    ends = jnp.cumsum(group_sizes)
+    row = jnp.arange(lhs.shape[0])[:, None]
+    owner = (row >= ends - group_sizes) & (row < ends)
+    return jnp.einsum(
+        "md,edf,me->mf", *(x.astype(jnp.float32) for x in (lhs, rhs, owner)), precision="highest"
+    )
+
+
+def close(got, want, dtype):
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    scale = max(1.0, float(np.abs(want).max()))
+    np.testing.assert_allclose(
+        np.asarray(got, np.float32) / scale, np.asarray(want) / scale, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_products_equal_dense(rng, platform, groups, dtype):
+    module, options = PLATFORMS[platform]
+    rows, sizes = GROUPS[groups]
+    lhs = jnp.asarray(rng.normal(size=(rows, 40)), dtype)
+    grad = jnp.asarray(rng.normal(size=(rows, 136)), dtype)
+    rhs = jnp.asarray(rng.normal(size=(len(sizes), 40, 136)), dtype)
+    sizes = jnp.asarray(sizes, jnp.int32)
+    want, pull = jax.vjp(lambda lhs, rhs: dense(lhs, rhs, sizes), lhs, rhs)
+    lhs_grad, rhs_grad = pull(grad.astype(jnp.float32))
+    outside = jnp.arange(rows)[:, None] >= sizes.sum()
+    lhs, grad = (jnp.where(outside, jnp.nan, x) for x in (lhs, grad))
+    close(module.gmm(lhs, rhs, sizes, **options), want, dtype)
+    close(module.gmm_transposed(grad, rhs, sizes, **options), lhs_grad, dtype)
+    close(module.tgmm(lhs, grad, sizes, **options), rhs_grad, dtype)
+
+
+@pytest.mark.parametrize("sizes", [(700, 5), (1500, 0), (129, 576)])
+def test_large_groups_on_cpu(rng, sizes):
+    lhs = jnp.asarray(rng.normal(size=(1500, 12)), jnp.float32)
+    rhs = jnp.asarray(rng.normal(size=(2, 12, 20)), jnp.float32)
+    sizes = jnp.asarray(sizes, jnp.int32)
+
+    def loss(product):
+        return lambda lhs, rhs: jnp.sin(product(lhs, rhs, sizes)).sum()
+
+    got = jax.value_and_grad(loss(kernels.grouped_matmul), argnums=(0, 1))(lhs, rhs)
+    want = jax.value_and_grad(loss(dense), argnums=(0, 1))(lhs, rhs)
+    jax.tree.map(lambda g, w: close(g, w, jnp.float32), got, want)
+
+
+def test_matrices_of_experts_without_rows_are_not_read(rng):
+    sizes = jnp.asarray([0, 2, 0, 1], jnp.int32)
+    rhs = jnp.asarray(rng.normal(size=(4, 12, 20)), jnp.float32)
+    rhs = jnp.where((sizes > 0)[:, None, None], rhs, jnp.nan)
+    lhs = jnp.asarray(rng.normal(size=(3, 12)), jnp.float32)
+    assert np.isfinite(kernels.grouped_matmul(lhs, rhs, sizes)).all()
+
+
+def mlp_case(rng, tokens=30, chosen=2, experts=6, dim=16, hidden=24, dtype=jnp.float32):
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
+    ids = np.argsort(rng.normal(size=(tokens, experts)))[:, :chosen]
+    weights = jnp.asarray(rng.uniform(size=(tokens, chosen)), jnp.float32)
+    matrices = normal(experts, dim, hidden), normal(experts, dim, hidden)
+    return (
+        normal(tokens, dim),
+        jnp.asarray(ids, jnp.int32),
+        weights,
+        *matrices,
+        normal(experts, hidden, dim),
+    )
+
+
+def dense_mlp(x, ids, weights, gate, up, down):
+    mix = jnp.einsum("tc,tce->te", weights, jax.nn.one_hot(ids, gate.shape[0]))
+    hidden = jax.nn.silu(jnp.einsum("td,edf->tef", x, gate)) * jnp.einsum("td,edf->tef", x, up)
+    return jnp.einsum("tef,efd,te->td", hidden, down, mix)
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_expert_mlp_and_gradients_equal_dense(rng, dropped):
+    x, ids, *rest = mlp_case(rng)
+    if dropped:
+        ids = ids.at[::3].set(6).at[1, 1].set(9)
+
+    def loss(mlp):
+        return lambda x, *rest: jnp.sin(mlp(x, ids, *rest)).sum()
+
+    arguments = tuple(range(5))
+    with jax.default_matmul_precision("highest"):
+        got = jax.jit(jax.value_and_grad(loss(grouped.expert_mlp), arguments))(x, *rest)
+        want = jax.value_and_grad(loss(dense_mlp), arguments)(x, *rest)
+    jax.tree.map(lambda g, w: close(g, w, jnp.float32), got, want)
+    if dropped:
+        assert not grouped.expert_mlp(x, ids, *rest)[::3].any()
+
+
+def test_expert_mlp_in_bfloat16_keeps_its_type(rng):
+    case = mlp_case(rng, dtype=jnp.bfloat16)
+    y = grouped.expert_mlp(*case)
+    assert y.dtype == jnp.bfloat16
+    close(y, dense_mlp(*(c.astype(jnp.float32) if c.dtype != jnp.int32 else c for c in case)),
+          jnp.bfloat16)  # fmt: skip
+
+
+def layers(x, ids, weights, gate, up, down):
+    """A loss through three layers of experts, scanned and rematerialised."""
+    stacked = tuple(jnp.stack([w, 0.5 * w, -w]) for w in (gate, up, down))
+
+    @jax.checkpoint
+    def layer(x, matrices):
+        return x + grouped.expert_mlp(x, ids, weights, *matrices).astype(x.dtype), None
+
+    return lax.scan(layer, x, stacked)[0].astype(jnp.float32).var()
+
+
+def test_gradient_through_scan_and_remat(rng):
+    case = mlp_case(rng, dim=12, hidden=8)
+
+    def unrolled(x, ids, weights, gate, up, down):
+        for scale in (1, 0.5, -1):
+            x = x + dense_mlp(x, ids, weights, scale * gate, scale * up, scale * down)
+        return x.var()
+
+    arguments = (0, 2, 3, 4, 5)
+    got = jax.jit(jax.value_and_grad(layers, arguments))(*case)
+    want = jax.value_and_grad(unrolled, arguments)(*case)
+    jax.tree.map(lambda g, w: close(g, w, jnp.float32), got, want)
+
+
+def gpu_to_lower_for():
+    """Newer JAX lowers Triton kernels for a GPU it can name; older takes any."""
+    if jax.__version_info__ < (0, 11):
+        return contextlib.nullcontext()
+    device = jax.sharding.AbstractDevice("NVIDIA H100", None, "gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("platform", "kernel"), [("cpu", None), ("cuda", "triton"), ("tpu", "tpu_custom_call")]
+)
+def test_exports_with_the_kernel_of_the_platform(rng, platform, kernel, dtype):
+    case = mlp_case(rng, dtype=dtype)
+    unstable = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
+    step = jax.jit(jax.value_and_grad(layers, argnums=(0, 2, 3, 4, 5)))
+    with gpu_to_lower_for() if platform == "cuda" else contextlib.nullcontext():
+        program = export.export(step, platforms=[platform], disabled_checks=unstable)(*case)
+    text = program.mlir_module()
+    assert "ragged_dot" not in text
+    for name in ("triton", "tpu_custom_call"):
+        assert (name in text) == (name == kernel)
+
+
+def executed_flops(fun, *args):
+    """Runs the CPU program of fun(*args) one operation at a time and counts its products' flops."""
+    total = 0
+
+    def run(jaxpr, consts, args):
+        nonlocal total
+        values = dict(zip(jaxpr.constvars, consts, strict=True))
+        values.update(zip(jaxpr.invars, args, strict=True))
+
+        def read(atom):
+            return atom.val if hasattr(atom, "val") else values[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs, name, params = (
+                [read(atom) for atom in eqn.invars],
+                eqn.primitive.name,
+                eqn.params,
+            )
+            if name == "while":
+                split = params["cond_nconsts"], params["body_nconsts"]
+                at, body_at = inputs[: split[0]], inputs[split[0] : sum(split)]
+                out = inputs[sum(split) :]
+                while run(params["cond_jaxpr"].jaxpr, params["cond_jaxpr"].consts, at + out)[0]:
+                    body = params["body_jaxpr"]
+                    out = run(body.jaxpr, body.consts, body_at + out)
+            elif name == "cond":
+                branch = params["branches"][int(inputs[0])]
+                out = run(branch.jaxpr, branch.consts, inputs[1:])
+            elif name == "platform_index":
+                out = [len(params["platforms"]) - 1]
+                assert params["platforms"][-1] is None, "the CPU takes the default"
+            elif "call_jaxpr" in params or "jaxpr" in params:
+                inner = params["call_jaxpr"] if "call_jaxpr" in params else params["jaxpr"]
+                out = run(inner.jaxpr, inner.consts, inputs)
+            else:
+                out = eqn.primitive.bind(*inputs, **params)
+                out = out if eqn.primitive.multiple_results else [out]
+                if name == "dot_general":
+                    contracted = [inputs[0].shape[i] for i in params["dimension_numbers"][0][0]]
+                    total += 2 * out[0].size * int(np.prod(contracted))
+                if name == "reduce_sum":
+                    total += 2 * inputs[0].size
+            values.update(zip(eqn.outvars, out, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    closed = jax.make_jaxpr(fun)(*args)
+    run(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+    return total
+
+
+def forward_and_backward(lhs, rhs, group_sizes, grad):
+    out, pull = jax.vjp(lambda lhs, rhs: kernels.grouped_matmul(lhs, rhs, group_sizes), lhs, rhs)
+    return out, pull(grad)
+
+
+def skewed(rng, experts, mean):
+    """One huge group, and the others at the sizes that waste most."""
+    small = rng.choice([1, 17, 33, 49, 65], size=experts - 1)
+    small = small[np.cumsum(small) < experts * mean]
+    sizes = np.zeros(experts, np.int32)
+    sizes[: small.size] = small
+    sizes[-1] = experts * mean - small.sum()
+    return sizes
+
+
+SPREADS = {
+    "even": lambda rng, experts, mean: np.full(experts, mean, np.int32),
+    "random": lambda rng, experts, mean: rng.multinomial(
+        experts * mean, rng.dirichlet(np.full(experts, 5.0))
+    ),
+    "worst": lambda rng, experts, mean: np.full(experts, mean + 1, np.int32),
+    "skewed": skewed,
+    "one": lambda rng, experts, mean: (
+        np.eye(experts, dtype=np.int32)[experts // 2] * experts * mean
+    ),
+}
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize(("experts", "mean"), [(8, 64), (8, 700), (32, 64), (32, 250), (128, 64)])
+def test_executed_flops_stay_near_the_active_ones(rng, experts, mean, spread):
+    sizes = jnp.asarray(SPREADS[spread](rng, experts, mean), jnp.int32)
+    rows, dim, hidden = int(sizes.sum()), 24, 40
+    lhs, grad = jnp.ones((rows, dim)), jnp.ones((rows, hidden))
+    executed = executed_flops(
+        forward_and_backward, lhs, jnp.ones((experts, dim, hidden)), sizes, grad
+    )
+    active = 3 * 2 * rows * dim * hidden
+    assert active <= executed <= 1.3 * active
+
+
+@pytest.mark.parametrize("mean", [1, 3, 9, 17, 33, 63])
+def test_executed_flops_of_small_groups(rng, mean):
+    for sizes in (np.full(32, mean), rng.integers(0, 2 * mean, size=32)):
+        sizes = jnp.asarray(sizes, jnp.int32)
+        rows, dim, hidden = int(sizes.sum()), 24, 40
+        lhs, grad = jnp.ones((rows, dim)), jnp.ones((rows, hidden))
+        executed = executed_flops(
+            forward_and_backward, lhs, jnp.ones((32, dim, hidden)), sizes, grad
+        )
+        active = 3 * 2 * rows * dim * hidden
+        assert active <= executed <= 2 * active
+
+
+def test_decoding_touches_one_row_per_chosen_expert(rng):
+    sizes = jnp.asarray(rng.permutation([1] * 8 + [0] * 120), jnp.int32)
+    executed = executed_flops(
+        kernels.grouped_matmul, jnp.ones((8, 24)), jnp.ones((128, 24, 40)), sizes
+    )
+    assert executed <= 2 * 8 * (24 + 1) * 40
+
+
+@pytest.mark.parametrize("experts", [8, 128])
+def test_no_compiled_product_spans_experts(experts):
+    """The largest product in the compiled program is one block of rows times one matrix."""
+    rows, dim, hidden = 8192, 24, 40
+    shapes = [(rows, dim), (experts, dim, hidden), (experts,), (rows, hidden)]
+    types = [jnp.float32, jnp.float32, jnp.int32, jnp.float32]
+    arguments = [jax.ShapeDtypeStruct(*case) for case in zip(shapes, types, strict=True)]
+    text = jax.jit(forward_and_backward).lower(*arguments).compile().as_text()
+    block = max(grouped_cpu.block_sizes(rows, experts)[0])
+    shape = {
+        name: [int(n) for n in dims.split(",") if n]
+        for name, dims in re.findall(r"%?([\w.-]+) = \w+\[([\d,]*)\]", text)
+    }
+    shape |= {
+        name: [int(n) for n in dims.split(",") if n]
+        for name, dims in re.findall(r"%?([\w.-]+): \w+\[([\d,]*)\]", text)
+    }
+    products = re.findall(
+        r"= \w+\[([\d,]*)\][^=]* dot\([^%)]*%?([\w.-]+),.*lhs_contracting_dims={([\d,]*)}", text
+    )
+    assert len(products) > 20
+    for dims, left, contracted in products:
+        flops = 2 * np.prod([int(n) for n in dims.split(",")])
+        flops *= np.prod([shape[left][int(n)] for n in contracted.split(",")])
+        assert flops <= 2 * block * dim * hidden

@@ -1,0 +1,199 @@
+"""Softmax attention over slots: causal, sliding-window and segmented, for grouped heads.
+
+A query sits in a slot of its row, a key sits in the slot of its index. A query sees the keys in its
+own and in earlier slots, no further back than the window, and of its own segment. Softmax is in
+float32.
+
+Within a sequence, queries are taken block by block, each against the keys that its block can see at
+all: about half of the products of a causal square, and no [T, T] array. The backward pass keeps q,
+k, v and the output and recomputes probabilities, like FlashAttention (arXiv:2205.14135), but keys
+are not tiled, so that XLA fuses the products and the softmax of a block.
+
+Axes: B batch, T query positions, S key positions, N query heads, K kv heads, G = N/K, H head
+dimension.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+BLOCKS = 8
+"""Query blocks of a long sequence: more of them skip more masked products and compile longer."""
+
+SMALLEST_BLOCK = 64
+"""Queries that a block has at least, so that its matrix products stay efficient."""
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    scale: float,
+    offset: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    window: int | None = None,
+) -> jax.Array:
+    """Weighs values by the softmax of scaled query-key products.
+
+    Args:
+        q: dtype[B, T, N, H].
+        k: dtype[B, S, K, H], where K divides N: kv head i serves query heads i*G to i*G + G - 1.
+        v: dtype[B, S, K, Hv].
+        scale: factor on the products.
+        offset: i32[B], the slot of each row's first query; None is 0, and S is then T.
+        segment_ids: i32[B, T], only without `offset`: a query sees keys of its own segment.
+        window: how many slots a query sees, its own included; None is all.
+
+    Returns:
+        dtype[B, T, N, Hv].
+
+    Raises:
+        ValueError: `segment_ids` together with `offset`, or a window below 1.
+    """
+    B, T, N, H = q.shape
+    S, K, Hv = *k.shape[1:3], v.shape[-1]
+    chex.assert_shape(k, (B, T if offset is None else S, K, H))
+    chex.assert_shape(v, (B, S, K, Hv))
+    chex.assert_is_divisible(N, K)
+    if window is not None and window < 1:
+        raise ValueError(f"window={window} must be at least 1: a query sees its own slot")
+    if offset is not None and segment_ids is not None:
+        raise ValueError("segment_ids need offset=None: a cache holds one document per row")
+    q = (q * scale).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    if offset is None:
+        out = _causal(q, k, v, segment_ids, window)
+    else:
+        out = _cached(q, k, v, offset, window)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, Hv)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _causal(q, k, v, segment_ids, window):
+    """Scaled q[B, K, G, T, H], k[B, K, T, H], v[B, K, T, Hv] -> [B, K, G, T, Hv]."""
+    return _causal_forward(q, k, v, segment_ids, window)[0]
+
+
+def _causal_forward(q, k, v, segment_ids, window):
+    outs = []
+    for rows, seen in _blocks(q.shape[3], window):
+        bias = _bias(_distance(rows, seen), window, _same(segment_ids, rows, seen))
+        q_rows = _after(outs, q[:, :, :, rows])
+        outs.append(_weigh(q_rows, k[:, :, seen], v[:, :, seen], bias))
+    out = jnp.concatenate(outs, axis=3)
+    return out, (q, k, v, out, segment_ids)
+
+
+def _causal_backward(window, saved, grad):
+    """Scores lie transposed here, [S, T]: all products but one then contract adjacent axes."""
+    q, k, v, out, segment_ids = saved
+    B, K, G, T, H = q.shape
+    through = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    q_grads, k_grads, v_grads = [], [], []
+    for rows, seen in _blocks(T, window):
+        q_rows = _merge(_after(q_grads, q[:, :, :, rows]))
+        grad_rows = _merge(_after(q_grads, grad[:, :, :, rows]))
+        keys, values = k[:, :, seen], v[:, :, seen]
+        bias = _bias(_distance(rows, seen), window, _same(segment_ids, rows, seen))
+        bias = bias.swapaxes(1, 2)[:, None, :, None]
+        scores = _dot(keys, q_rows, (3, 3)).reshape(B, K, -1, G, bias.shape[-1])
+        probs = jax.nn.softmax(scores + bias, axis=2).reshape(B, K, keys.shape[2], -1)
+        probs_grad = _dot(values, grad_rows, (3, 3))
+        scores_grad = probs * (probs_grad - through[:, :, :, rows].reshape(B, K, 1, -1))
+        scores_grad = scores_grad.astype(q.dtype)
+        edges = ((0, 0), (0, 0), (seen.start, T - seen.stop), (0, 0))
+        v_grads.append(jnp.pad(_dot(probs.astype(v.dtype), grad_rows, (3, 2)), edges))
+        k_grads.append(jnp.pad(_dot(scores_grad, q_rows, (3, 2)), edges))
+        q_grad = _dot(keys, scores_grad, (2, 2)).swapaxes(2, 3)
+        q_grads.append(q_grad.reshape(B, K, G, -1, H))
+    q_grad = jnp.concatenate(q_grads, axis=3)
+    return q_grad.astype(q.dtype), sum(k_grads).astype(k.dtype), sum(v_grads).astype(v.dtype), None
+
+
+_causal.defvjp(_causal_forward, _causal_backward)
+
+
+def _cached(q, k, v, offset, window):
+    """Scaled q[B, K, G, T, H] against a cache k[B, K, S, H], v[B, K, S, Hv] -> [B, K, G, T, Hv]."""
+    outs = []
+    for rows, _ in _blocks(q.shape[3], window):
+        distance = offset[:, None, None] + _distance(rows, slice(0, k.shape[2]))
+        q_rows = _after(outs, q[:, :, :, rows])
+        outs.append(_weigh(q_rows, k, v, _bias(distance, window)))
+    return jnp.concatenate(outs, axis=3)
+
+
+def _weigh(q, k, v, bias) -> jax.Array:
+    """softmax(q k + bias) v of scaled q[B, K, G, T, H], k[B, K, S, H], v[B, K, S, Hv]."""
+    B, K, G, T, H = q.shape
+    scores = _dot(q.reshape(B, K, G * T, H), k, (3, 3)).reshape(B, K, G, T, -1)
+    probs = jax.nn.softmax(scores + bias[:, None, None], axis=-1).astype(v.dtype)
+    out = _dot(probs.reshape(B, K, G * T, -1), v, (3, 2))
+    return out.reshape(B, K, G, T, -1).astype(v.dtype)
+
+
+def _blocks(length: int, window: int | None) -> list[tuple[slice, slice]]:
+    """Slices of queries, each with the slice of keys that any of its queries sees."""
+    size = max(-(-length // BLOCKS), SMALLEST_BLOCK)
+    size = -(-size // SMALLEST_BLOCK) * SMALLEST_BLOCK
+    blocks = []
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        first = 0 if window is None else max(0, start - window + 1)
+        blocks.append((slice(start, stop), slice(first, stop)))
+    return blocks
+
+
+def _distance(rows: slice, seen: slice) -> jax.Array:
+    """How many slots each query is behind each key, i32[T, S]."""
+    return jnp.arange(rows.start, rows.stop)[:, None] - jnp.arange(seen.start, seen.stop)
+
+
+def _same(segment_ids: jax.Array | None, rows: slice, seen: slice) -> jax.Array | bool:
+    """Which queries and keys share a segment, bool[B, T, S]."""
+    if segment_ids is None:
+        return True
+    return segment_ids[:, rows, None] == segment_ids[:, None, seen]
+
+
+def _bias(distance: jax.Array, window: int | None, same: jax.Array | bool = True) -> jax.Array:
+    """What to add to the scores, 0 or the lowest float, f32[1 or B, T, S]."""
+    mask = (distance >= 0) & same
+    if window is not None:
+        mask &= distance < window
+    mask = mask.reshape(-1, *distance.shape[-2:])
+    return jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
+
+
+def _merge(x: jax.Array) -> jax.Array:
+    """x[B, K, G, T, H] -> [B, K, G * T, H]: the queries that share keys, as one matrix."""
+    B, K, _, _, H = x.shape
+    return x.reshape(B, K, -1, H)
+
+
+def _after(done: list[jax.Array], x: jax.Array) -> jax.Array:
+    """x, tied to the last of `done`, so that the scores of only one large block are held at a time.
+
+    Nothing else orders the blocks, and XLA on CPU drops `optimization_barrier` before it schedules.
+    What is added is zero, in a way that the compiler cannot know.
+    """
+    if not done or x.shape[3] <= SMALLEST_BLOCK:
+        return x
+    last = done[-1]
+    infinite = last[(0,) * last.ndim] > jnp.finfo(last.dtype).max
+    return x + jnp.where(infinite, jnp.finfo(x.dtype).tiny, 0).astype(x.dtype)
+
+
+def _dot(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """Contracts one axis of each of a[B, K, ...] and b[B, K, ...], accumulating in float32."""
+    exact = a.dtype == jnp.float32
+    return jax.lax.dot_general(
+        a, b, (((axes[0],), (axes[1],)), ((0, 1), (0, 1))),
+        precision=jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )  # fmt: skip

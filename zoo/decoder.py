@@ -1,0 +1,233 @@
+"""The decoder: embedding, stacks of layers, final norm and head, for every `Config` there is.
+
+Axes: B batch, T query positions, S slots, D embedding, V vocabulary, L repeats of a stack, E experts.
+
+A stack is one `nn.scan` over its repeats, so compile time does not grow with depth; parameters lead
+with L. `unstacked` reads the same layers as `stack_0_0`, `stack_0_1`, ... instead (see
+`zoo.inference.unstack`), which spares a decoding step the copies that a scan makes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo import rope
+from zoo.cache import Cache
+from zoo.config import MLA, MLP, Config, Layer, Stack
+from zoo.gqa import GroupedQueryAttention
+from zoo.layers import Embed, GatedMLP, Linear, RMSNorm, precision
+from zoo.mla import LatentAttention
+from zoo.moe import MixtureOfExperts, MoEStats
+
+ACTIVATION_AXES = ("batch", "length", "act_embed")
+
+
+class Output(NamedTuple):
+    """What a call returns.
+
+    `logits` f32[B, T, V], or None from `hidden`; `cache` with the tokens in it, or None; `aux`, the
+    `MoEStats` of every MoE layer by stack and layer, stacked over repeats; `hidden` dtype[B, T, D]
+    after the final norm, or None from a plain call.
+    """
+
+    logits: jax.Array | None
+    cache: Cache | None
+    aux: dict[str, dict[str, MoEStats]]
+    hidden: jax.Array | None = None
+
+
+class Context(NamedTuple):
+    """What all layers of a call share: rotation tables per distinct rope, offset i32[B], ids i32[B, T]."""
+
+    turns: tuple[tuple[jax.Array, jax.Array], ...]
+    offset: jax.Array | None
+    segment_ids: jax.Array | None
+
+
+class Block(nn.Module):
+    """One layer: x + mixer(norm(x)), then x + ffn(norm(x))."""
+
+    layer: Layer
+    cfg: Config
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cache: Any, context: Context):
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        norm = functools.partial(
+            RMSNorm, self.cfg.embed_dim, self.layer.norm, param_dtype=self.param_dtype
+        )
+        mixer, ffn, dim = self.layer.mixer, self.layer.ffn, self.cfg.embed_dim
+        attention = LatentAttention if isinstance(mixer, MLA) else GroupedQueryAttention
+        turn = None if mixer.rope is None else context.turns[self.cfg.ropes.index(mixer.rope)]
+        with jax.named_scope("attention"):
+            y, cache = attention(mixer, dim, **types, name="attn")(
+                norm(name="attn_norm")(x), turn,
+                cache=cache, offset=context.offset, segment_ids=context.segment_ids,
+            )  # fmt: skip
+        x = nn.with_logical_constraint(x + y, ACTIVATION_AXES)
+        with jax.named_scope("ffn"):
+            h, aux = norm(name="ffn_norm")(x), None
+            if isinstance(ffn, MLP):
+                y = GatedMLP(ffn, dim, **types, name="mlp")(h)
+            else:
+                real = None if context.segment_ids is None else context.segment_ids > 0
+                y, aux = MixtureOfExperts(ffn, dim, **types, name="moe")(h, real)
+        return nn.with_logical_constraint(x + y, ACTIVATION_AXES), cache, aux
+
+
+class Pattern(nn.Module):
+    """One repeat of a stack, as the body of a scan: carries x, maps over caches and statistics."""
+
+    stack: Stack
+    cfg: Config
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cache: dict[str, Any] | None, context: Context):
+        caches, aux = {}, {}
+        for j, layer in enumerate(self.stack.layers):
+            name = f"layer_{j}"
+            block = Block(layer, self.cfg, self.dtype, self.param_dtype, name=name)
+            x, caches[name], found = block(x, None if cache is None else cache[name], context)
+            aux |= {} if found is None else {name: found}
+        return x, (None if cache is None else caches, aux)
+
+
+class Decoder(nn.Module):
+    """A language model.
+
+    Attributes:
+        cfg: the architecture.
+        dtype: type of activations and products; softmax, norms, angles and logits stay float32.
+        param_dtype: type of the parameters that `init` makes.
+        remat: a policy of `jax.checkpoint_policies` to recompute layers by in the backward pass.
+        unroll: repeats of a stack compiled side by side; more compiles longer and may run faster.
+        unstacked: read parameters and caches per repeat, as `zoo.inference.unstack` makes them.
+    """
+
+    cfg: Config
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    remat: Callable[..., bool] | None = None
+    unroll: int = 1
+    unstacked: bool = False
+
+    def setup(self):
+        cfg, types = self.cfg, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        self.embed = Embed(cfg.vocab_size, cfg.embed_dim, **types)
+        body = Pattern
+        if self.remat is not None:
+            body = nn.remat(Pattern, policy=self.remat, prevent_cse=self.unstacked)
+        for i, stack in enumerate(cfg.stacks):
+            spec = (stack, cfg, self.dtype, self.param_dtype)
+            if self.unstacked:
+                for r in range(stack.repeats):
+                    setattr(self, f"stack_{i}_{r}", body(*spec))
+            else:
+                setattr(self, f"stack_{i}", _scanned(body, stack.repeats, self.unroll)(*spec))
+        self.final_norm = RMSNorm(cfg.embed_dim, cfg.norm, param_dtype=self.param_dtype)
+        if not cfg.tie_embeddings:
+            self.head = Linear((cfg.embed_dim,), (cfg.vocab_size,), ("embed", "vocab"), **types)
+
+    @nn.nowrap
+    def init(self, rngs, tokens: jax.Array, *args, **kwargs) -> dict:
+        """Parameters {"params": ...} as plain arrays; `boxed_init` keeps their logical axes."""
+        return nn.meta.unbox(self.boxed_init(rngs, tokens, *args, **kwargs))
+
+    @nn.nowrap
+    def boxed_init(self, rngs, tokens: jax.Array, *args, **kwargs) -> dict:
+        """`init` with every array boxed beside its logical axis names; compiled as one program."""
+        return jax.jit(lambda r, t: nn.Module.init(self, r, t, *args, **kwargs))(rngs, tokens)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> Output:
+        """Logits for the token after each of `tokens`.
+
+        Args:
+            tokens: i32[B, T].
+            segment_ids: i32[B, T]; 0 is padding, other values name documents packed into a row, and
+                tokens see their own document only. None is one document per row.
+            positions: i32[B, T], for rotary embedding only; None counts on from the cache or from 0.
+            cache: of `zoo.cache.init`; the tokens are written behind those it holds, and rows with
+                padding on the right keep it out of `lengths`.
+
+        Returns:
+            `Output`, with `hidden` None.
+        """
+        out = self.hidden(tokens, segment_ids, positions, cache)
+        return out._replace(logits=self.logits(out.hidden), hidden=None)
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> Output:
+        """Like a plain call, up to the final norm: `hidden` dtype[B, T, D] instead of `logits`."""
+        offset = None if cache is None else cache.lengths
+        if positions is None:
+            start = 0 if offset is None else offset[:, None]
+            positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        turns = tuple(rope.tables(r, positions, self.dtype) for r in self.cfg.ropes)
+        context = Context(turns, offset, segment_ids)
+        x = nn.with_logical_constraint(self.embed(tokens), ACTIVATION_AXES)
+        stacks, aux = {}, {}
+        for i in range(len(self.cfg.stacks)):
+            name = f"stack_{i}"
+            held = None if cache is None else cache.stacks[name]
+            x, stacks[name], found = self._run(i, x, held, context)
+            aux |= {name: found} if found else {}
+        if cache is not None:
+            real = tokens.shape[1] if segment_ids is None else (segment_ids > 0).sum(-1)
+            cache = Cache(cache.lengths + real, stacks)
+        return Output(None, cache, aux, self.final_norm(x))
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """dtype[B, T, D] after the final norm -> f32[B, T, V]."""
+        w = self.embed.table.T if self.cfg.tie_embeddings else self.head.w
+        logits = jax.lax.dot_general(
+            hidden, w.astype(self.dtype), (((hidden.ndim - 1,), (0,)), ((), ())),
+            precision=precision(self.dtype), preferred_element_type=jnp.float32,
+        )  # fmt: skip
+        return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
+
+    def _run(self, i: int, x: jax.Array, held: Any, context: Context):
+        if not self.unstacked:
+            x, (held, aux) = getattr(self, f"stack_{i}")(x, held, context)
+            return x, held, aux
+        new, found = [], []
+        for r in range(self.cfg.stacks[i].repeats):
+            one = None if held is None else held[r]
+            x, (one, aux) = getattr(self, f"stack_{i}_{r}")(x, one, context)
+            new.append(one)
+            found.append(aux)
+        aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+        return x, None if held is None else tuple(new), aux
+
+
+def _scanned(body: type[nn.Module], repeats: int, unroll: int) -> type[nn.Module]:
+    return nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        out_axes=0,
+        length=repeats,
+        unroll=min(unroll, repeats),
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )

@@ -1,0 +1,82 @@
+"""Grouped-query attention (arXiv:2305.13245): the module that owns q, k, v and o.
+
+Axes: B batch, T query positions, S slots, D embedding, N query heads, K kv heads, H head dimension.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo import cache as caches
+from zoo import kernels
+from zoo.config import Attention
+from zoo.layers import Linear, RMSNorm
+from zoo.rope import rotate
+
+
+class GroupedQueryAttention(nn.Module):
+    """x[B, T, D] -> [B, T, D], with an optional cache of keys and values."""
+
+    spec: Attention
+    dim: int
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        turn: tuple[jax.Array, jax.Array] | None,
+        *,
+        cache: caches.KV | None = None,
+        offset: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+    ) -> tuple[jax.Array, caches.KV | None]:
+        """Attends within x, or from x to a cache that x is first written into.
+
+        Args:
+            x: dtype[B, T, D].
+            turn: cos and sin of `zoo.rope.tables`, or None without positions.
+            cache: `KV` of [B, S, K, H]; with S == T it is being filled from empty.
+            offset: i32[B], the tokens already in each row of the cache.
+            segment_ids: i32[B, T], documents packed in a row; tokens see their own only.
+
+        Returns:
+            dtype[B, T, D] and the cache with x's keys and values in it.
+        """
+        spec = self.spec
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        q, k, v = (
+            Linear(
+                (self.dim,), (heads, spec.head_dim), ("embed", axis, "head_dim"),
+                bias=spec.qkv_bias, name=name, **types,
+            )(x)
+            for name, heads, axis in (
+                ("q", spec.heads, "heads"),
+                ("k", spec.kv_heads, "kv_heads"),
+                ("v", spec.kv_heads, "kv_heads"),
+            )
+        )  # fmt: skip
+        if spec.qk_norm is not None:
+            norm = dict(norm=spec.qk_norm, axis="head_dim", param_dtype=self.param_dtype)
+            q = RMSNorm(spec.head_dim, **norm, name="q_norm")(q)
+            k = RMSNorm(spec.head_dim, **norm, name="k_norm")(k)
+        if spec.rope is not None:
+            q, k = (rotate(t, *turn, spec.rope.interleaved) for t in (q, k))
+        if cache is not None:
+            filled = cache.k.shape[1] == x.shape[1]
+            cache = caches.KV(caches.write(cache.k, k, offset), caches.write(cache.v, v, offset))
+            if not filled:
+                k, v = (t.astype(self.dtype) for t in cache)
+            offset = None if filled else offset
+        out = kernels.attend(
+            q, k, v,
+            scale=spec.head_dim**-0.5 if spec.scale is None else spec.scale,
+            offset=offset,
+            segment_ids=segment_ids if offset is None else None,
+            window=spec.window,
+        )  # fmt: skip
+        shape = ((spec.heads, spec.head_dim), (self.dim,), ("heads", "head_dim", "embed"))
+        return Linear(*shape, bias=spec.o_bias, name="o", **types)(out), cache

@@ -1,0 +1,125 @@
+"""Dropless mixture of experts: tokens sorted by expert, three grouped products, tokens put back.
+
+Axes: T tokens, D embedding, F hidden of an expert, E experts, C chosen experts of a token, and
+M = T * C rows, one for each choice of a token.
+
+The idea of sorting instead of dropping or padding is MegaBlocks' (arXiv:2211.15841). Rows move only
+by gathers, forward and backward: a sort is a permutation, so its transpose is the gather by the
+inverse permutation, and scatters, which are slow on every platform, never appear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from zoo import kernels
+
+
+class Order(NamedTuple):
+    """Where the M = T * C choices of experts go when sorted by expert.
+
+    Attributes:
+        rows: i32[M], the choice (token * C + c) that stands in each sorted row.
+        inverse: i32[M], the sorted row of each choice.
+        group_sizes: i32[E], rows of each expert; dropped choices come after all of them.
+    """
+
+    rows: jax.Array
+    inverse: jax.Array
+    group_sizes: jax.Array
+
+
+def expert_mlp(
+    x: jax.Array,
+    experts: jax.Array,
+    weights: jax.Array,
+    gate: jax.Array,
+    up: jax.Array,
+    down: jax.Array,
+    act: Callable[[jax.Array], jax.Array] = jax.nn.silu,
+) -> jax.Array:
+    """The weighted sum of each token's chosen experts, every one a gated MLP.
+
+    Args:
+        x: dtype[T, D], the tokens.
+        experts: i32[T, C], chosen experts; a choice of E or more contributes nothing.
+        weights: f32[T, C], the weight of each choice.
+        gate: dtype[E, D, F].
+        up: dtype[E, D, F].
+        down: dtype[E, F, D].
+        act: the activation of the gate.
+
+    Returns:
+        dtype[T, D].
+    """
+    chex.assert_rank([x, experts, weights, gate, up, down], [2, 2, 2, 3, 3, 3])
+    chex.assert_equal_shape([experts, weights])
+    chex.assert_equal_shape([gate, up, down.mT])
+    order = sort_by_expert(experts, gate.shape[0])
+    rows = dispatch(x, order)
+    hidden = act(kernels.grouped_matmul(rows, gate, order.group_sizes))
+    hidden = hidden * kernels.grouped_matmul(rows, up, order.group_sizes)
+    return combine(kernels.grouped_matmul(hidden, down, order.group_sizes), weights, order)
+
+
+def sort_by_expert(experts: jax.Array, num_experts: int) -> Order:
+    """A stable order of the choices i32[T, C] by expert; those of E or more are dropped, last."""
+    choices = experts.reshape(-1)
+    dropped = (choices < 0) | (choices >= num_experts)
+    choices = jnp.where(dropped, num_experts, choices)
+    rows = jnp.argsort(choices, stable=True).astype(jnp.int32)
+    ends = jnp.searchsorted(choices[rows], jnp.arange(num_experts), side="right")
+    group_sizes = jnp.diff(ends, prepend=0).astype(jnp.int32)
+    inverse = (
+        jnp.zeros_like(rows)
+        .at[rows]
+        .set(jnp.arange(rows.size, dtype=jnp.int32), unique_indices=True)
+    )
+    return Order(rows, inverse, group_sizes)
+
+
+@jax.custom_vjp
+def dispatch(x: jax.Array, order: Order) -> jax.Array:
+    """The token of each sorted row: dtype[T, D] -> dtype[M, D]."""
+    return x[order.rows // (order.rows.size // x.shape[0])]
+
+
+def _dispatch_forward(x, order):
+    return dispatch(x, order), (order, x.shape[0])
+
+
+def _dispatch_backward(saved, grad):
+    order, tokens = saved
+    choices = grad[order.inverse].reshape(tokens, -1, grad.shape[1])
+    return jnp.sum(choices, axis=1, dtype=jnp.float32).astype(grad.dtype), None
+
+
+dispatch.defvjp(_dispatch_forward, _dispatch_backward)
+
+
+def combine(rows: jax.Array, weights: jax.Array, order: Order) -> jax.Array:
+    """Sums the weighted rows of each token: dtype[M, D], f32[T, C] -> dtype[T, D]."""
+    choices = permute(rows, order.inverse, order.rows).reshape(*weights.shape, -1)
+    return jnp.einsum("tcd,tc->td", choices, weights.astype(jnp.float32)).astype(rows.dtype)
+
+
+@jax.custom_vjp
+def permute(x: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
+    """Rows of x[M, ...] in another order, i32[M], whose inverse permutation is `inverse`."""
+    return x[order]
+
+
+def _permute_forward(x, order, inverse):
+    return x[order], inverse
+
+
+def _permute_backward(inverse, grad):
+    return grad[inverse], None, None
+
+
+permute.defvjp(_permute_forward, _permute_backward)

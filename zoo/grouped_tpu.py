@@ -1,0 +1,78 @@
+"""Grouped matrix products on TPU: JAX's megablox kernels, padded to their tiles.
+
+Axes: M rows sorted by expert, D and F the two sides of an expert's matrix, E experts.
+
+Megablox wants M to be a multiple of its row tile and leaves rows of no group uninitialised.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# The package exports a function of the same name as this module, which hides the module.
+_megablox = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox.gmm")
+
+LANES = 128
+ROWS = 512
+WIDTH = 1024
+
+
+def gmm(lhs, rhs, group_sizes, *, interpret: bool = False) -> jax.Array:
+    """Rows of each group times the group's matrix: dtype[M, D], dtype[E, D, F] -> dtype[M, F]."""
+    return _gmm(lhs, rhs, group_sizes, False, interpret)
+
+
+def gmm_transposed(lhs, rhs, group_sizes, *, interpret: bool = False) -> jax.Array:
+    """Rows times the group's transposed matrix: dtype[M, F], dtype[E, D, F] -> dtype[M, D]."""
+    return _gmm(lhs, rhs, group_sizes, True, interpret)
+
+
+def tgmm(lhs, grad, group_sizes, *, interpret: bool = False) -> jax.Array:
+    """Outer products summed over each group: dtype[M, D], dtype[M, F] -> f32[E, D, F]."""
+    tiles = _tiles(lhs.shape[0], group_sizes.shape[0], lhs.shape[1], grad.shape[1])
+    lhs, grad = _pad(lhs, tiles[0]), _pad(grad, tiles[0])
+    return _megablox.tgmm(
+        lhs.swapaxes(0, 1),
+        grad,
+        group_sizes,
+        preferred_element_type=jnp.float32,
+        tiling=tiles,
+        interpret=interpret,
+    )
+
+
+def _gmm(lhs, rhs, group_sizes, transposed: bool, interpret: bool):
+    rows, width = lhs.shape
+    out_width = rhs.shape[1 if transposed else 2]
+    tiles = _tiles(rows, group_sizes.shape[0], width, out_width)
+    out = _megablox.gmm(
+        _pad(lhs, tiles[0]),
+        rhs,
+        group_sizes,
+        preferred_element_type=lhs.dtype,
+        tiling=tiles,
+        transpose_rhs=transposed,
+        interpret=interpret,
+    )[:rows]
+    used = lax.broadcasted_iota(jnp.int32, (rows, 1), 0) < jnp.sum(group_sizes)
+    return jnp.where(used, out, 0)
+
+
+def _tiles(rows: int, experts: int, width: int, out_width: int) -> tuple[int, int, int]:
+    """Tile sizes (rows, contracted, output): few rows where groups are small, whole lanes."""
+    tile_rows = LANES
+    while tile_rows < ROWS and tile_rows * experts < rows:
+        tile_rows *= 2
+    return tile_rows, _lanes(width), _lanes(out_width)
+
+
+def _lanes(width: int) -> int:
+    return min(WIDTH, -(-width // LANES) * LANES)
+
+
+def _pad(x, multiple: int):
+    return jnp.pad(x, ((0, -x.shape[0] % multiple), (0, 0)))

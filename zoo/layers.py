@@ -1,0 +1,142 @@
+"""Norms, linear maps and embeddings: the only place that creates parameters.
+
+Axes: B batch, T positions, D embedding, F hidden of the MLP, V vocabulary. Weights are shaped in einsum
+order (input axes, then output axes) and carry logical axis names for `zoo.sharding`.
+Parameters live in `param_dtype`; products run in `dtype`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.config import MLP, Norm
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+def precision(dtype: jnp.dtype) -> jax.lax.Precision:
+    """Float32 means float32, also where the platform would round the factors of a product."""
+    exact = jnp.dtype(dtype) == jnp.float32
+    return jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * scale over the last axis; x[..., D], scale[D] (`LlamaRMSNorm` of transformers).
+
+    The statistics are float32 and the result is rounded to x's type before the scale multiplies it.
+    """
+    wide = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype) * scale.astype(x.dtype)
+
+
+def gated(gate: jax.Array, up: jax.Array, act: str) -> jax.Array:
+    """act(gate) * up, elementwise."""
+    return ACTIVATIONS[act](gate) * up
+
+
+def project(x: jax.Array, w: jax.Array, dtype: jnp.dtype, inputs: int = 1) -> jax.Array:
+    """Contracts the last `inputs` axes of x with the first of w, both rounded to `dtype`."""
+    axes = (tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs)))
+    return jax.lax.dot_general(
+        x.astype(dtype), w.astype(dtype), (axes, ((), ())), precision=precision(dtype)
+    )
+
+
+class Linear(nn.Module):
+    """x @ w (+ b), from the last `len(inputs)` axes of x to `outputs`.
+
+    `axes` are the logical names of inputs then outputs; `stacked` leading axes of the weight are
+    independent copies (experts), which the caller multiplies itself through `.w`.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    axes: tuple[str, ...]
+    bias: bool = False
+    stacked: tuple[int, ...] = ()
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        first, inner = len(self.stacked), len(self.inputs)
+        rank = first + inner + len(self.outputs)
+        init = nn.initializers.variance_scaling(
+            1.0,
+            "fan_in",
+            "truncated_normal",
+            in_axis=tuple(range(first, first + inner)),
+            out_axis=tuple(range(first + inner, rank)),
+            batch_axis=tuple(range(first)),
+        )
+        shape = (*self.stacked, *self.inputs, *self.outputs)
+        self.w = self.param(
+            "w", nn.with_logical_partitioning(init, self.axes), shape, self.param_dtype
+        )
+        if self.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[inner:])
+            self.b = self.param("b", zeros, self.outputs, self.param_dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = project(x, self.w, self.dtype, len(self.inputs))
+        return y + self.b.astype(self.dtype) if self.bias else y
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with its scale, over the last axis of size `dim`."""
+
+    dim: int
+    norm: Norm
+    axis: str = "norm"
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        return rms_norm(x, self.param("scale", ones, (self.dim,), self.param_dtype), self.norm.eps)
+
+
+class Embed(nn.Module):
+    """Token embeddings, table[V, D]."""
+
+    vocab_size: int
+    dim: int
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+        self.table = self.param("table", init, (self.vocab_size, self.dim), self.param_dtype)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """i32[B, T] -> dtype[B, T, D]."""
+        return jnp.take(self.table, tokens, axis=0).astype(self.dtype)
+
+
+class GatedMLP(nn.Module):
+    """The feed-forward network of `MLP`, x[..., D] -> [..., D]."""
+
+    spec: MLP
+    dim: int
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        types = dict(bias=self.spec.bias, dtype=self.dtype, param_dtype=self.param_dtype)
+        inner = ((self.dim,), (self.spec.hidden,), ("embed", "mlp"))
+        gate = Linear(*inner, **types, name="gate")(x)
+        up = Linear(*inner, **types, name="up")(x)
+        hidden = gated(gate, up, self.spec.act)
+        return Linear((self.spec.hidden,), (self.dim,), ("mlp", "embed"), **types, name="down")(
+            hidden
+        )

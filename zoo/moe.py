@@ -1,0 +1,133 @@
+"""Mixture of experts: routers as functions, and the module that owns router and experts.
+
+Axes: T tokens, D embedding, E experts, C chosen experts (top_k), F hidden of an expert.
+
+Dropless: every token reaches all its experts, and the experts that nobody chose cost nothing
+(`zoo.grouped`). Routers follow transformers; the selection bias and groups are DeepSeek-V3's
+(arXiv:2412.19437 section 2.1.2).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo import grouped
+from zoo.config import MoE
+from zoo.layers import ACTIVATIONS, GatedMLP, Linear
+
+
+class Routing(NamedTuple):
+    """`experts` i32[T, C], their `weights` f32[T, C], and `prob` f32[T, E] that sums to 1 per token."""
+
+    experts: jax.Array
+    weights: jax.Array
+    prob: jax.Array
+
+
+class MoEStats(NamedTuple):
+    """Where the real tokens of a call went: sums over tokens, so that calls and layers add up.
+
+    `load` f32[E] counts assignments (it sums to tokens * C), `prob` f32[E] sums the router's
+    probabilities, `tokens` f32[] counts tokens that are not padding.
+    """
+
+    load: jax.Array
+    prob: jax.Array
+    tokens: jax.Array
+
+
+def route(logits: jax.Array, spec: MoE, bias: jax.Array | None = None) -> Routing:
+    """Chooses experts from router logits[T, E]; scores are float32.
+
+    `bias` f32[E] moves the choice and not the weights (`DeepseekV3TopkRouter`); with groups, the
+    groups are ranked by their two best experts and the others cannot be chosen.
+    """
+    logits = logits.astype(jnp.float32)
+    if spec.score == "softmax":
+        scores = prob = jax.nn.softmax(logits, axis=-1)
+    else:
+        scores = jax.nn.sigmoid(logits)
+        prob = scores / (scores.sum(-1, keepdims=True) + 1e-20)
+    choice = scores if bias is None else scores + jax.lax.stop_gradient(bias.astype(jnp.float32))
+    if spec.groups > 1:
+        choice = _only_top_groups(choice, spec)
+    _, experts = jax.lax.top_k(choice, spec.top_k)
+    weights = jnp.take_along_axis(scores, experts, axis=-1)
+    if spec.renormalize:
+        weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
+    return Routing(experts, weights * spec.scale, prob)
+
+
+def _only_top_groups(choice: jax.Array, spec: MoE) -> jax.Array:
+    grouped_choice = choice.reshape(-1, spec.groups, spec.experts // spec.groups)
+    group_score = jax.lax.top_k(grouped_choice, 2)[0].sum(-1)
+    _, best = jax.lax.top_k(group_score, spec.top_groups)
+    kept = jax.nn.one_hot(best, spec.groups, dtype=bool).any(-2)
+    return jnp.where(kept[..., None], grouped_choice, -jnp.inf).reshape(choice.shape)
+
+
+def stats(routing: Routing, real: jax.Array | None = None) -> MoEStats:
+    """Sums a routing over its tokens; `real` bool[T] leaves padding out."""
+    tokens, experts = routing.prob.shape
+    real = jnp.ones((tokens,), jnp.float32) if real is None else real.astype(jnp.float32)
+    chosen = jax.nn.one_hot(routing.experts, experts, dtype=jnp.float32).sum(-2)
+    return MoEStats(real @ chosen, real @ routing.prob, real.sum())
+
+
+class MixtureOfExperts(nn.Module):
+    """x[..., D] -> [..., D] and `MoEStats`."""
+
+    spec: MoE
+    dim: int
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        spec, types = self.spec, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        router_dtype = jnp.float32 if spec.fp32_router else self.dtype
+        self.router = Linear(
+            (self.dim,), (spec.experts,), ("embed", "experts"),
+            dtype=router_dtype, param_dtype=self.param_dtype,
+        )  # fmt: skip
+        if spec.select_bias:
+            self.bias = SelectionBias(spec.experts)
+        inner = ((self.dim,), (spec.hidden,), ("experts", "embed", "mlp"))
+        self.gate = Linear(*inner, stacked=(spec.experts,), **types)
+        self.up = Linear(*inner, stacked=(spec.experts,), **types)
+        outer = ((spec.hidden,), (self.dim,), ("experts", "mlp", "embed"))
+        self.down = Linear(*outer, stacked=(spec.experts,), **types)
+        if spec.shared is not None:
+            self.shared = GatedMLP(spec.shared, self.dim, **types)
+
+    def __call__(self, x: jax.Array, real: jax.Array | None = None) -> tuple[jax.Array, MoEStats]:
+        """`real` bool[...] marks tokens that are not padding; padding reaches no routed expert."""
+        spec, rows = self.spec, x.reshape(-1, self.dim)
+        real = None if real is None else real.reshape(-1)
+        routing = route(self.router(rows), spec, self.bias() if spec.select_bias else None)
+        experts = routing.experts
+        if real is not None:
+            experts = jnp.where(real[:, None], experts, spec.experts)
+        weights = routing.weights if spec.fp32_router else routing.weights.astype(self.dtype)
+        y = grouped.expert_mlp(
+            rows.astype(self.dtype), experts, weights,
+            *(part.w.astype(self.dtype) for part in (self.gate, self.up, self.down)),
+            act=ACTIVATIONS[spec.act],
+        ).reshape(x.shape)  # fmt: skip
+        if spec.shared is not None:
+            y = y + self.shared(x)
+        return y, stats(routing, real)
+
+
+class SelectionBias(nn.Module):
+    """The bias of the choice, f32[E]: moved by rule (`zoo.training`), never by gradient."""
+
+    experts: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("experts",))
+        return self.param("b", zeros, (self.experts,), jnp.float32)
