@@ -1,0 +1,79 @@
+"""Weight tables: every parameter has one place on disk, and every place one parameter."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from tests import examples
+from zoo import models
+from zoo.hf.layout import count, shapes
+from zoo.hf.load import flatten
+from zoo.hf.table import Flat, Linear, Row, Same, Split, expand
+
+OPS = [
+    (Same(), ((3, 5),), (3, 5)),
+    (Flat(), ((3, 5),), (15,)),
+    (Linear(), ((4, 3, 5),), (15, 4)),
+    (Linear(ins=2), ((3, 5, 4),), (4, 15)),
+    (Split(-1, Linear()), ((4, 3, 5), (4, 3, 2)), (21, 4)),
+    (Split(-1, Linear()), ((4, 5), (4, 2)), (7, 4)),
+    (Split(0, Flat()), ((5,), (2,)), (7,)),
+    (Split(0, Linear()), ((5, 4), (2, 4)), (4, 7)),
+]
+
+
+@pytest.mark.parametrize(("op", "params", "disk"), OPS)
+def test_ops_are_bijections(op, params, disk):
+    assert op.disk(params) == disk
+    tensor = np.arange(np.prod(disk)).reshape(disk)
+    views = op.views(tensor, params)
+    assert tuple(v.shape for v in views) == params
+    assert all(np.shares_memory(v, tensor) for v in views)
+    seen = np.concatenate([v.ravel() for v in views])
+    np.testing.assert_array_equal(np.sort(seen), tensor.ravel())
+
+
+def test_linear_is_the_transpose():
+    tensor = np.arange(6 * 4).reshape(6, 4)  # out = 2 heads of 3, in = 4
+    (view,) = Linear().views(tensor, ((4, 2, 3),))
+    assert view[1, 1, 2] == tensor[1 * 3 + 2, 1]
+
+
+def test_split_is_per_head():
+    tensor = np.arange(10 * 4).reshape(10, 4)  # two heads of 3 + 2, rank 4
+    keys, values = Split(-1, Linear()).views(tensor, ((4, 2, 3), (4, 2, 2)))
+    assert keys[0, 1, 0] == tensor[5, 0]
+    assert values[0, 1, 0] == tensor[8, 0]
+
+
+@pytest.mark.parametrize("name", ["dense", "moe", "mla", "mla_moe"])
+def test_layout_is_the_decoders(name):
+    cfg = examples.CONFIGS[name]
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    made = jax.eval_shape(zoo.Decoder(cfg).init, jax.random.key(0), tokens)
+    assert {path: leaf.shape for path, leaf in flatten(made["params"]).items()} == shapes(cfg)
+
+
+@pytest.mark.parametrize("name", models.presets())
+def test_every_preset_has_a_place_for_every_parameter(name):
+    cfg = models.config(name)
+    tensors = expand(cfg, models.family(cfg.family).table)
+    wanted = shapes(cfg)
+    held = dict.fromkeys(wanted, 0)
+    for tensor in tensors.values():
+        assert np.prod(tensor.shape) == sum(int(np.prod(p.shape)) for p in tensor.parts)
+        for part in tensor.parts:
+            assert wanted[part.path][len(part.at) :] == part.shape
+            held[part.path] += int(np.prod(part.shape))
+    assert held == {path: int(np.prod(shape)) for path, shape in wanted.items()}
+    assert sum(held.values()) == count(cfg)
+
+
+def test_a_parameter_without_a_row_is_an_error():
+    table = (Row("model.embed_tokens.weight", "embed/table", Same()),)
+    with pytest.raises(ValueError, match="final_norm/scale"):
+        expand(models.config("llama-2-7b"), table)

@@ -1,0 +1,113 @@
+"""The shapes of a model's parameters, from its Config alone.
+
+Paths and shapes are those of `Decoder.init` (a test compares them); computing them here takes
+microseconds, needs no tracing, and lets a checkpoint be checked before anything is read.
+"""
+
+from __future__ import annotations
+
+import math
+
+from zoo.config import MLA, MLP, Attention, Config, Layer, MoE
+
+Shape = tuple[int, ...]
+
+
+def shapes(cfg: Config) -> dict[str, Shape]:
+    """Every parameter's path ("stack_0/layer_0/attn/q/w") and shape, in the order of the model."""
+    d = cfg.embed_dim
+    found: dict[str, Shape] = {"embed/table": (cfg.vocab_size, d)}
+    for i, stack in enumerate(cfg.stacks):
+        for j, layer in enumerate(stack.layers):
+            for path, shape in layer_shapes(layer, d).items():
+                found[f"stack_{i}/layer_{j}/{path}"] = (stack.repeats, *shape)
+    found["final_norm/scale"] = (d,)
+    if not cfg.tie_embeddings:
+        found["head/w"] = (d, cfg.vocab_size)
+    return found
+
+
+def count(cfg: Config, active: bool = False) -> int:
+    """Parameters in all, or those that one token uses (of the experts, the chosen ones)."""
+    total = 0
+    for path, shape in shapes(cfg).items():
+        n = math.prod(shape)
+        if active and "/moe/" in path and path.split("/")[-2] in ("gate", "up", "down"):
+            n = n * _top_k(cfg, path) // shape[1] if "/shared/" not in path else n
+        total += n
+    return total
+
+
+def layer_shapes(layer: Layer, d: int) -> dict[str, Shape]:
+    """One layer's parameters without the leading axis of its stack."""
+    mixer = (
+        _attention(layer.mixer, d) if isinstance(layer.mixer, Attention) else _mla(layer.mixer, d)
+    )
+    ffn = _mlp(layer.ffn, d, "mlp") if isinstance(layer.ffn, MLP) else _moe(layer.ffn, d)
+    return {"attn_norm/scale": (d,), **mixer, "ffn_norm/scale": (d,), **ffn}
+
+
+def _attention(a: Attention, d: int) -> dict[str, Shape]:
+    n, k, h = a.heads, a.kv_heads, a.head_dim
+    found = {
+        "attn/q/w": (d, n, h),
+        "attn/k/w": (d, k, h),
+        "attn/v/w": (d, k, h),
+        "attn/o/w": (n, h, d),
+    }
+    if a.qkv_bias:
+        found |= {"attn/q/b": (n, h), "attn/k/b": (k, h), "attn/v/b": (k, h)}
+    if a.o_bias:
+        found["attn/o/b"] = (d,)
+    if a.qk_norm is not None:
+        found |= {"attn/q_norm/scale": (h,), "attn/k_norm/scale": (h,)}
+    return found
+
+
+def _mla(a: MLA, d: int) -> dict[str, Shape]:
+    n, r, qk = a.heads, a.kv_rank, a.nope_dim + a.rope_dim
+    if a.q_rank is None:
+        found = {"attn/q/w": (d, n, qk)}
+    else:
+        found = {
+            "attn/q_down/w": (d, a.q_rank),
+            "attn/q_norm/scale": (a.q_rank,),
+            "attn/q_up/w": (a.q_rank, n, qk),
+        }
+    found |= {
+        "attn/kv_down/w": (d, r),
+        "attn/kv_norm/scale": (r,),
+        "attn/k_rope/w": (d, a.rope_dim),
+        "attn/k_up/w": (r, n, a.nope_dim),
+        "attn/v_up/w": (r, n, a.v_dim),
+        "attn/o/w": (n, a.v_dim, d),
+    }
+    if a.bias:
+        if a.q_rank is not None:
+            found["attn/q_down/b"] = (a.q_rank,)
+        found |= {"attn/kv_down/b": (r,), "attn/k_rope/b": (a.rope_dim,), "attn/o/b": (d,)}
+    return found
+
+
+def _mlp(m: MLP, d: int, prefix: str) -> dict[str, Shape]:
+    f = m.hidden
+    found = {f"{prefix}/gate/w": (d, f), f"{prefix}/up/w": (d, f), f"{prefix}/down/w": (f, d)}
+    if m.bias:
+        found |= {f"{prefix}/gate/b": (f,), f"{prefix}/up/b": (f,), f"{prefix}/down/b": (d,)}
+    return found
+
+
+def _moe(m: MoE, d: int) -> dict[str, Shape]:
+    e, f = m.experts, m.hidden
+    found: dict[str, Shape] = {"moe/router/w": (d, e)}
+    if m.select_bias:
+        found["moe/bias/b"] = (e,)
+    found |= {"moe/gate/w": (e, d, f), "moe/up/w": (e, d, f), "moe/down/w": (e, f, d)}
+    if m.shared is not None:
+        found |= _mlp(m.shared, d, "moe/shared")
+    return found
+
+
+def _top_k(cfg: Config, path: str) -> int:
+    stack, layer = (int(part.split("_")[1]) for part in path.split("/")[:2])
+    return cfg.stacks[stack].layers[layer].ffn.top_k

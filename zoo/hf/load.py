@@ -1,0 +1,226 @@
+"""`load`: a Hugging Face folder as a Config, parameters, a tokenizer and its Source.
+
+Every parameter is one buffer, filled layer by layer from the mapped files and handed to JAX without
+a further copy; with a mesh, every device's part is filled alone and only the rows that it needs are
+read. Peak memory is the parameters of this host plus the pages of the tensors being read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.config import Config
+from zoo.hf import strided
+from zoo.hf.hub import resolve
+from zoo.hf.layout import shapes
+from zoo.hf.safetensors import NAMES
+from zoo.hf.source import Source, open_source, some
+from zoo.hf.table import Tensor, expand
+from zoo.models import config_from_hf, family
+
+if TYPE_CHECKING:
+    import tokenizers
+
+FLOATS = tuple(np.dtype(t) for t in (jnp.bfloat16, np.float16, np.float32))
+FP32_PARAMS = ("moe/bias/b",)  # float32 whatever the file or the caller says
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}  # may be repeated when embeddings are tied
+
+Piece = tuple[Tensor, int]  # a tensor on disk and which of its parts is meant
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load` returns; `params` is what `Decoder(config).apply` takes."""
+
+    config: Config
+    params: dict
+    tokenizer: tokenizers.Tokenizer | None
+    source: Source
+
+
+def load(
+    path_or_repo: str | os.PathLike,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: Any = None,
+    dtype: Any = None,
+) -> Checkpoint:
+    """Loads a checkpoint.
+
+    Args:
+        path_or_repo: a folder, or a repo id of the Hub (needs the extra `hf`).
+        mesh: lays the parameters over these devices; by default they go to the first device.
+        rules: logical axis -> mesh axis, as in `zoo.sharding`.
+        dtype: what to cast to; by default each parameter keeps its stored type. Selection biases
+            stay float32.
+
+    Raises:
+        ValueError: before any tensor is read, if the folder, its config or its tensors are not
+            what this family says they must be; it names file, tensor or key.
+    """
+    dtype = None if dtype is None else float_type(dtype)
+    source = open_source(resolve(path_or_repo))
+    cfg = config_from_hf(source.config)
+    tensors = expand(cfg, family(cfg.family).table)
+    source = check(source, cfg, tensors)
+    pieces = defaultdict(list)
+    for tensor in tensors.values():
+        for k, part in enumerate(tensor.parts):
+            pieces[part.path].append((tensor, k))
+    placed = {} if mesh is None else flatten(_shardings(cfg, mesh, rules))
+    flat = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for path, shape in shapes(cfg).items():
+            kind = _param_dtype(path, pieces[path], source, dtype)
+            fill = _Fill(source, pieces[path], shape, kind, pool)
+            if mesh is None:
+                flat[path] = jax.device_put(fill((slice(None),) * len(shape)))
+            else:
+                flat[path] = jax.make_array_from_callback(shape, placed[path], fill)
+    return Checkpoint(cfg, {"params": unflatten(flat)}, _tokenizer(source), source)
+
+
+def check(source: Source, cfg: Config, tensors: dict[str, Tensor]) -> Source:
+    """The source with its extras named.
+
+    Raises:
+        ValueError: naming tensors that are missing, unknown, or of the wrong shape or type.
+    """
+    specs = source.specs
+    if missing := sorted(tensors.keys() - specs.keys()):
+        raise ValueError(f"{source.folder} lacks {len(missing)} tensors: {some(missing)}")
+    for name, tensor in tensors.items():
+        file, spec = source.places[name].path, specs[name]
+        if spec.shape != tensor.shape:
+            raise ValueError(
+                f"{file}: {name} has shape {list(spec.shape)}, its config asks for "
+                f"{list(tensor.shape)}"
+            )
+        if spec.dtype not in FLOATS:
+            raise ValueError(
+                f"{file}: {name} is {NAMES[spec.dtype]}; parameters must be BF16, F16 or F32: "
+                "dequantise the checkpoint first"
+            )
+    extras = sorted(specs.keys() - tensors.keys())
+    layers = str(len(cfg.layers))
+    allowed = [p.replace("{layers}", layers) for p in family(cfg.family).extras]
+    for name in extras:
+        if cfg.tie_embeddings and name in TIED:
+            _check_tied(source, name, TIED[name])
+        elif not any(re.fullmatch(pattern, name) for pattern in allowed):
+            raise ValueError(
+                f"{source.folder} has a tensor that {cfg.family} does not know: {name}; "
+                "remove it, or fix the config that hides where it belongs"
+            )
+    return replace(source, extras=tuple(extras))
+
+
+class _Fill:
+    """Called with an index of a parameter, returns that part of it from the mapped files."""
+
+    def __init__(self, source: Source, pieces: list[Piece], shape, dtype, pool):
+        self.source, self.pieces, self.shape, self.dtype = source, pieces, shape, dtype
+        self.pool = pool
+        self.done: dict[tuple, np.ndarray] = {}
+
+    def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
+        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True))
+        if bounds not in self.done:
+            self.done[bounds] = self._read(bounds)
+        return self.done[bounds]
+
+    def _read(self, bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+        out = strided.empty(tuple(stop - start for start, stop in bounds), self.dtype)
+        copies = []
+        for tensor, k in self.pieces:
+            at = tensor.parts[k].at
+            lead, rest = bounds[: len(at)], bounds[len(at) :]
+            if all(start <= i < stop for i, (start, stop) in zip(at, lead, strict=True)):
+                target = out[tuple(i - start for i, (start, _) in zip(at, lead, strict=True))]
+                part = tuple(slice(start, stop) for start, stop in rest)
+                view = tensor.views(self.source[tensor.name])[k][part]
+                for pair in strided.pieces(target, view):
+                    copies.append(self.pool.submit(self._copy, tensor.name, *pair))
+        for copy in copies:
+            copy.result()
+        return out
+
+    def _copy(self, name: str, target: np.ndarray, view: np.ndarray) -> None:
+        strided.copy(target, view)
+        self.source.places[name].release(name)
+
+
+def _param_dtype(
+    path: str, pieces: list[Piece], source: Source, dtype: np.dtype | None
+) -> np.dtype:
+    if path.endswith(FP32_PARAMS):
+        return np.dtype(np.float32)
+    if dtype is not None:
+        return dtype
+    stored = {source.specs[tensor.name].dtype for tensor, _ in pieces}
+    return stored.pop() if len(stored) == 1 else np.dtype(np.float32)
+
+
+def float_type(dtype: Any) -> np.dtype:
+    """A type that parameters can have, from anything that names one.
+
+    Raises:
+        ValueError: for other types.
+    """
+    if (found := jnp.dtype(dtype)) not in FLOATS:
+        raise ValueError(f"dtype={found.name} is not one of {', '.join(t.name for t in FLOATS)}")
+    return found
+
+
+def _check_tied(source: Source, name: str, twin: str) -> None:
+    a, b = source[name], source[twin]
+    if a.shape != b.shape or a.dtype != b.dtype or not np.array_equal(a.view("u1"), b.view("u1")):
+        raise ValueError(
+            f"{source.folder}: tie_word_embeddings is true, but {name} differs from {twin}; "
+            "set tie_word_embeddings to false in config.json"
+        )
+
+
+def _shardings(cfg: Config, mesh: jax.sharding.Mesh, rules: Any) -> dict:
+    from zoo.sharding import shardings
+
+    return shardings(cfg, mesh, rules)["params"]
+
+
+def _tokenizer(source: Source) -> tokenizers.Tokenizer | None:
+    path = source.folder / "tokenizer.json"
+    if not path.exists():
+        return None
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as e:  # the library raises nothing narrower
+        raise ValueError(f"{path} is not a tokenizer that tokenizers can read: {e}") from e
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        flat |= flatten(value, path + "/") if isinstance(value, dict) else {path: value}
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict:
+    tree: dict = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree

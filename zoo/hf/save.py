@@ -1,0 +1,372 @@
+"""`save_hf`: a Config and parameters as a Hugging Face folder, exactly as it was read where it was.
+
+The folder is written beside its destination under a temporary name, tensor by tensor, and takes its
+place in the end, so a save that is killed, or that fills the disk, loses nothing that was there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from zoo.config import Config
+from zoo.hf import strided
+from zoo.hf.layout import shapes
+from zoo.hf.load import FLOATS, TIED, flatten, float_type
+from zoo.hf.safetensors import File, Spec, layout, write, write_atomically
+from zoo.hf.source import CONFIG, GENERATION, INDEX, TOKENIZER, WEIGHTS, Source, some
+from zoo.hf.table import Tensor, expand
+from zoo.models import config_from_hf, config_to_hf, family
+
+SHARD_BYTES = 5_000_000_000
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to be written."""
+
+    name: str
+    specs: tuple[Spec, ...]
+    metadata: Mapping[str, str] | None
+
+
+def save_hf(
+    out_dir: str | os.PathLike,
+    config: Config,
+    params: dict,
+    source: Source | None = None,
+    tokenizer: str | os.PathLike | None = None,
+    dtype: Any = None,
+    generation: Mapping | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a folder that transformers loads.
+
+    Args:
+        out_dir: the folder to make. An older checkpoint there is replaced, all else is an error.
+        config: the architecture that `params` belong to.
+        params: as `load` or `Decoder(config).init` returns them.
+        source: the checkpoint that they came from. Its extras, dtypes, shards, tokenizer and
+            other files are written as they were; of its config.json only what `config` changes.
+        tokenizer: a folder, or a tokenizer.json, whose tokenizer files are copied in.
+        dtype: what to cast to; by default the source's types, or the parameters' own. Selection
+            biases stay as they are.
+        generation: what generation_config.json shall say; its token ids also go to config.json.
+        max_shard_bytes: the size at which a checkpoint without a source is split.
+
+    Raises:
+        ValueError: before anything is written, if the parameters are not those of `config`, the
+            family cannot express it, or `out_dir` holds something else than a checkpoint.
+        OSError: if the disk is full; it says how much is needed, and what was there still is.
+    """
+    out = Path(out_dir).expanduser().absolute()
+    dtype = None if dtype is None else float_type(dtype)
+    _check_destination(out)
+    flat = flatten(params.get("params", params))
+    tensors = expand(config, family(config.family).table)
+    _check_params(config, flat)
+    tensors |= _tied(tensors, source)
+    dtypes = _dtypes(tensors, flat, source, dtype)
+    files = _small_files(config, source, tokenizer, generation, dtypes, dtype)
+    shards = _shards(tensors, dtypes, source, max_shard_bytes)
+    if len(shards) > 1 or shards[0].name != WEIGHTS:
+        files[INDEX] = _index(shards, source)
+    need = sum(s.nbytes for shard in shards for s in shard.specs)
+    need += sum(len(f) if isinstance(f, bytes) else f.stat().st_size for f in files.values())
+    _check_space(out, need)
+
+    values = _Values(tensors, flat, source)
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        for shard in shards:
+            same = _same_file(shard, source)
+            write(
+                temporary / shard.name,
+                shard.specs,
+                values.arrays(shard.specs),
+                shard.metadata,
+                same.header if same else None,
+            )
+        for name, content in files.items():
+            data = content if isinstance(content, bytes) else content.read_bytes()
+            write_atomically(temporary / name, lambda f, data=data: f.write(data))
+        _keep_foreign_files(out, temporary)
+        _replace(out, temporary)
+    except OSError as e:
+        if e.errno in FULL:
+            raise OSError(
+                e.errno,
+                f"the disk is full: {out} needs {need} bytes; what was there before is untouched. "
+                "Free some space and save again",
+            ) from e
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _Values:
+    """The bytes of tensors on disk, gathered from parameters one tensor at a time."""
+
+    def __init__(self, tensors: dict[str, Tensor], flat: dict[str, Any], source: Source | None):
+        self.tensors, self.flat, self.source = tensors, flat, source
+        self.rows: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
+
+    def arrays(self, specs: tuple[Spec, ...]) -> Iterator[np.ndarray]:
+        for spec in specs:
+            tensor = self.tensors.get(spec.name)
+            if tensor is None:
+                yield self.source[spec.name]
+                self.source.places[spec.name].release(spec.name)
+                continue
+            out = strided.empty(spec.shape, spec.dtype)
+            for view, part in zip(tensor.views(out), tensor.parts, strict=True):
+                strided.copy(view, self._part(part.path, part.at))
+            yield out
+
+    def _part(self, path: str, at: tuple[int, ...]) -> np.ndarray:
+        """A part of a parameter on the host; one row of each parameter is kept for its experts."""
+        value = self.flat[path]
+        if isinstance(value, np.ndarray) or _on_cpu(value):
+            return np.asarray(value)[at]
+        row = at[:1]
+        if path not in self.rows or self.rows[path][0] != row:
+            self.rows[path] = (row, np.asarray(value[row] if row else value))
+        return self.rows[path][1][at[1:]]
+
+
+def _on_cpu(value: jax.Array) -> bool:
+    return len(value.devices()) == 1 and next(iter(value.devices())).platform == "cpu"
+
+
+def _check_destination(out: Path) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder")
+    entries = list(out.iterdir())
+    if entries and not (out / CONFIG).exists():
+        raise ValueError(f"{out} is not empty and no checkpoint; name another folder")
+    if folders := [p.name for p in entries if p.is_dir()]:
+        raise ValueError(f"{out} holds folders ({some(sorted(folders))}); name another one")
+
+
+def _check_params(config: Config, flat: dict[str, Any]) -> None:
+    wanted = shapes(config)
+    if missing := sorted(wanted.keys() - flat.keys()):
+        raise ValueError(f"params lack {some(missing)}, which the config asks for")
+    if unknown := sorted(flat.keys() - wanted.keys()):
+        raise ValueError(f"params have {some(unknown)}, which the config does not know")
+    for path, shape in wanted.items():
+        if tuple(flat[path].shape) != shape:
+            raise ValueError(
+                f"params: {path} has shape {list(flat[path].shape)}, the config asks for "
+                f"{list(shape)}"
+            )
+        if np.dtype(flat[path].dtype) not in FLOATS:
+            raise ValueError(
+                f"params: {path} is {flat[path].dtype}; a checkpoint holds bfloat16, float16 or "
+                "float32: cast it first"
+            )
+        if isinstance(flat[path], jax.Array) and not flat[path].is_fully_addressable:
+            raise ValueError(
+                f"params: {path} is spread over several processes; gather it on one to save it"
+            )
+
+
+def _tied(tensors: dict[str, Tensor], source: Source | None) -> dict[str, Tensor]:
+    """Tensors that the source repeats because embeddings are tied; they follow their twin."""
+    if source is None:
+        return {}
+    again = {n: twin for n, twin in TIED.items() if n in source.specs and n not in tensors}
+    return {n: replace(tensors[twin], name=n) for n, twin in again.items()}
+
+
+def _dtypes(tensors, flat, source: Source | None, dtype: Any) -> dict[str, np.dtype]:
+    found = {}
+    for name, tensor in tensors.items():
+        known = source is not None and name in source.specs
+        own = source.specs[name].dtype if known else _common(tensor, flat)
+        keep = dtype is None or any(p.path.endswith("moe/bias/b") for p in tensor.parts)
+        found[name] = own if keep else dtype
+    return found
+
+
+def _common(tensor: Tensor, flat: dict[str, Any]) -> np.dtype:
+    kinds = {np.dtype(flat[p.path].dtype) for p in tensor.parts}
+    return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+
+
+def _shards(tensors, dtypes, source: Source | None, max_shard_bytes: int) -> list[Shard]:
+    """The source's files if it has the same tensors, else as few as fit."""
+    specs = {name: Spec(name, dtypes[name], t.shape) for name, t in tensors.items()}
+    if source is not None:
+        specs |= {name: source.specs[name] for name in source.extras if name not in specs}
+        if specs.keys() == source.specs.keys():
+            return [_like(file, specs) for file in source.files]
+    groups: list[list[Spec]] = [[]]
+    room = max_shard_bytes
+    for spec in specs.values():
+        if spec.nbytes > room and groups[-1]:
+            groups.append([])
+            room = max_shard_bytes
+        groups[-1].append(spec)
+        room -= spec.nbytes
+    n = len(groups)
+    names = [WEIGHTS] if n == 1 else [f"model-{i + 1:05d}-of-{n:05d}.safetensors" for i in range(n)]
+    return [Shard(a, layout(g), {"format": "pt"}) for a, g in zip(names, groups, strict=True)]
+
+
+def _like(file: File, specs: dict[str, Spec]) -> Shard:
+    same = all(
+        (s.dtype, s.shape) == (specs[n].dtype, specs[n].shape) for n, s in file.specs.items()
+    )
+    held = tuple(file.specs.values()) if same else layout(specs[n] for n in file.specs)
+    return Shard(file.path.name, held, file.metadata)
+
+
+def _same_file(shard: Shard, source: Source | None) -> File | None:
+    """The source's file whose header describes exactly this shard."""
+    for file in source.files if source is not None else ():
+        if file.path.name == shard.name and tuple(file.specs.values()) == shard.specs:
+            return file
+    return None
+
+
+def _index(shards: list[Shard], source: Source | None) -> bytes:
+    kept = source is not None and source.index_bytes is not None
+    if kept and all(_same_file(shard, source) for shard in shards):
+        return source.index_bytes
+    specs = [(s, shard.name) for shard in shards for s in shard.specs]
+    metadata = {
+        "total_parameters": sum(int(np.prod(s.shape)) for s, _ in specs),
+        "total_size": sum(s.nbytes for s, _ in specs),
+    }
+    weight_map = {s.name: name for s, name in specs}
+    return _json({"metadata": metadata, "weight_map": weight_map})
+
+
+def _small_files(
+    config: Config,
+    source: Source | None,
+    tokenizer: str | os.PathLike | None,
+    generation: Mapping | None,
+    dtypes: Mapping[str, np.dtype],
+    dtype: Any,
+) -> dict[str, bytes | Path]:
+    """Everything but weights: bytes, or files to be copied."""
+    files: dict[str, bytes | Path] = {}
+    if source is not None:
+        files |= {path.name: path for path in source.others}
+    if tokenizer is not None:
+        files = {name: f for name, f in files.items() if name not in TOKENIZER}
+        files |= _tokenizer_files(Path(tokenizer).expanduser())
+    tokens = {}
+    if generation is not None:
+        files[GENERATION] = _json(dict(generation))
+        tokens = {name: generation[name] for name in TOKENS if name in generation}
+    if source is None:
+        kinds = {d for name, d in dtypes.items() if not name.endswith("e_score_correction_bias")}
+        main = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+        files[CONFIG] = _json(
+            {
+                **config_to_hf(config),
+                **dict.fromkeys(TOKENS),
+                **tokens,
+                "torch_dtype": main.name,
+                "use_cache": True,
+            }
+        )
+    else:
+        files[CONFIG] = _merged(config, source, tokens, dtype)
+    return files
+
+
+def _merged(config: Config, source: Source, tokens: Mapping, dtype: Any) -> bytes:
+    """The source's config with what changed since, or its very bytes if nothing did."""
+    old, new = config_to_hf(config_from_hf(source.config)), config_to_hf(config)
+    changed = {key: value for key, value in new.items() if old.get(key) != value}
+    hf = dict(source.config)
+    if any(key in changed for key in ROPE_KEYS):
+        for key in ROPE_KEYS:
+            hf.pop(key, None)
+        changed |= {key: new[key] for key in ROPE_KEYS if key in new}
+    if "num_experts" in changed or "n_routed_experts" in changed:
+        hf.pop("num_local_experts", None)
+    hf |= {key: value for key, value in (*changed.items(), *tokens.items())}
+    if dtype is not None:
+        hf["dtype" if "dtype" in hf else "torch_dtype"] = dtype.name
+    if hf == source.config:
+        return source.config_bytes
+    again = config_to_hf(config_from_hf(hf))
+    if again != new:
+        wrong = next(key for key in new if again.get(key) != new[key])
+        raise ValueError(
+            f"config.json cannot say {wrong}={new[wrong]!r} beside its other keys; save without "
+            "source"
+        )
+    return _json(hf)
+
+
+def _tokenizer_files(path: Path) -> dict[str, Path]:
+    folder = path if path.is_dir() else path.parent
+    names = TOKENIZER if path.is_dir() else (path.name,)
+    found = {name: folder / name for name in names if (folder / name).exists()}
+    if not found:
+        raise ValueError(f"tokenizer={str(path)!r} has none of {', '.join(TOKENIZER)}")
+    return found if path.is_dir() else {"tokenizer.json": path}
+
+
+def _json(value: dict) -> bytes:
+    """As transformers writes its JSON files."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _check_space(out: Path, need: int) -> None:
+    parent = next(p for p in out.parents if p.exists())
+    free = shutil.disk_usage(parent).free
+    if need > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{out} needs {need} bytes and {parent} has {free} free; nothing was written. Free "
+            "some space, or name a folder on another disk",
+        )
+
+
+def _keep_foreign_files(out: Path, temporary: Path) -> None:
+    """Moves along what somebody else put into the older checkpoint, a README for one."""
+    if not out.exists():
+        return
+    for path in out.iterdir():
+        ours = path.name in (CONFIG, GENERATION, INDEX, *TOKENIZER)
+        if not ours and path.suffix != ".safetensors" and not (temporary / path.name).exists():
+            shutil.copy2(path, temporary / path.name)
+
+
+def _replace(out: Path, temporary: Path) -> None:
+    if not out.exists():
+        os.rename(temporary, out)
+        return
+    old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
+    os.rename(out, old)
+    try:
+        os.rename(temporary, out)
+    except OSError:
+        os.rename(old, out)
+        raise
+    with contextlib.suppress(OSError):
+        shutil.rmtree(old)

@@ -1,0 +1,118 @@
+"""Qwen3-MoE (arXiv:2505.09388): 30B-A3B, 235B-A22B, Qwen3-Coder-480B-A35B.
+
+Differs from Qwen3: the feed-forward network is a mixture of experts, routed by a softmax over all
+experts in the model's dtype, the chosen weights renormalised in releases (not by default). Layers
+of `mlp_only_layers`, and those that `decoder_sparse_step` skips, stay dense. A window covers all
+layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
+from zoo.hf.keys import Keys, activation_name
+from zoo.models import parts
+from zoo.models.family import Family
+from zoo.models.parts import attention, common, decoder, heads
+
+DEFAULTS = {
+    "vocab_size": 151936,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "decoder_sparse_step": 1,
+    "moe_intermediate_size": 768,
+    "num_experts_per_tok": 8,
+    "num_experts": 128,
+    "norm_topk_prob": False,
+    "mlp_only_layers": None,
+}
+UNUSED = frozenset({"max_window_layers"})  # in released files; the class has no such key
+
+
+def from_hf(hf: Mapping) -> Config:
+    """Reads a config of model_type qwen3_moe."""
+    keys = Keys(hf, DEFAULTS, UNUSED)
+    norm = Norm(float(keys["rms_norm_eps"]))
+    on, window = keys["use_sliding_window"], keys["sliding_window"]
+    window = window if on else None
+    mixer = attention(keys, o_bias=keys["attention_bias"], qk_norm=norm, window=window)
+    act, step = keys.activation(), keys.integer("decoder_sparse_step")
+    dense = MLP(keys.integer("intermediate_size"), act)
+    moe = MoE(
+        experts=keys.integer(keys.alias("num_experts", "num_local_experts")),
+        top_k=keys.integer("num_experts_per_tok"),
+        hidden=keys.integer("moe_intermediate_size"),
+        act=act,
+        renormalize=bool(keys["norm_topk_prob"]),
+    )
+    only = keys["mlp_only_layers"] or ()
+    layers = tuple(
+        Layer(mixer, moe if i not in only and (i + 1) % step == 0 else dense, norm)
+        for i in range(keys.integer("num_hidden_layers"))
+    )
+    cfg = decoder(keys, layers, norm)
+    keys.close()
+    return cfg
+
+
+def to_hf(cfg: Config) -> dict:
+    """The config keys of model_type qwen3_moe."""
+    mixer = cfg.layers[0].mixer
+    moe = next(la.ffn for la in cfg.layers if isinstance(la.ffn, MoE))
+    dense = [i for i, la in enumerate(cfg.layers) if isinstance(la.ffn, MLP)]
+    return {
+        **common(cfg),
+        **heads(mixer),
+        "intermediate_size": cfg.layers[dense[0]].ffn.hidden if dense else moe.hidden,
+        "hidden_act": activation_name(moe.act),
+        "use_sliding_window": mixer.window is not None,
+        "sliding_window": mixer.window,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": dense,
+        "moe_intermediate_size": moe.hidden,
+        "num_experts": moe.experts,
+        "num_experts_per_tok": moe.top_k,
+        "norm_topk_prob": moe.renormalize,
+    }
+
+
+def _preset(layers, d, n, k, f, experts, theta, length) -> Config:
+    norm = Norm(1e-6)
+    mixer = Attention(n, k, 128, Rope(128, theta), qk_norm=norm)
+    layer = Layer(mixer, MoE(experts, 8, f), norm)
+    stacks = stack_layers((layer,) * layers)
+    return Config(151936, d, stacks, norm, max_length=length, family="qwen3_moe")
+
+
+FAMILY = Family(
+    model_type="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    table=(
+        *parts.TOP,
+        *parts.NORMS,
+        *parts.ATTENTION,
+        *parts.QK_NORM,
+        *parts.FFN,
+        *parts.EXPERTS,
+    ),
+    from_hf=from_hf,
+    to_hf=to_hf,
+    presets={
+        "qwen3-30b-a3b": _preset(48, 2048, 32, 4, 768, 128, 1e6, 40960),
+        "qwen3-235b-a22b": _preset(94, 4096, 64, 4, 1536, 128, 1e6, 40960),
+        "qwen3-coder-480b-a35b": _preset(62, 6144, 96, 8, 2560, 160, 1e7, 262144),
+    },
+)
