@@ -1,0 +1,60 @@
+"""A small DeepSeek-V3-style mixture of experts, trained on Python's own standard library.
+
+Command   python train.py --config=configs/quickstart.py
+          python train.py --config=configs/quickstart.py:smoke    # 20 steps, to see that it works
+"""
+
+from ml_collections import ConfigDict
+
+from zoo.training.settings import defaults
+
+
+def get_config(length: str = "full") -> ConfigDict:
+    config = defaults()
+    config.model = ConfigDict(
+        dict(
+            model_type="deepseek_v3",
+            vocab_size=4096,
+            hidden_size=256,
+            intermediate_size=768,
+            moe_intermediate_size=128,
+            num_hidden_layers=6,
+            first_k_dense_replace=1,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            q_lora_rank=128,
+            kv_lora_rank=64,
+            qk_nope_head_dim=32,
+            qk_rope_head_dim=32,
+            v_head_dim=64,
+            n_routed_experts=16,
+            num_experts_per_tok=2,
+            n_shared_experts=1,
+            n_group=4,
+            topk_group=2,
+            norm_topk_prob=True,
+            routed_scaling_factor=1.0,
+            scoring_func="sigmoid",
+            topk_method="noaux_tc",
+            max_position_embeddings=512,
+            rope_theta=10000.0,
+            tie_word_embeddings=True,
+        )
+    )
+    config.data.window = 256
+    config.data.batch = 8
+    config.steps = 600
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup = 60
+    config.evaluation.every = 100
+    config.evaluation.batches = 16
+    config.checkpoint.every = 200
+    config.samples.prompts = ("import os\n", "def main(", "class ", '"""Return the ')
+    if length == "smoke":
+        config.steps = 20
+        config.optimizer.warmup = 5
+        config.evaluation.every = config.checkpoint.every = 10
+        config.evaluation.batches = 2
+    elif length != "full":
+        raise ValueError(f"quickstart.py:{length} is neither full nor smoke")
+    return config

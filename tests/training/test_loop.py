@@ -1,0 +1,224 @@
+"""Whole runs of a tiny model on the committed corpus."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import zoo
+from tests.training.test_checkpoint import assert_equal
+from tests.training.tiny import get_config
+from zoo import checkpoint
+from zoo.training import loop
+from zoo.training.logs import read_metrics
+from zoo.training.measure import measure
+from zoo.training.run import prepare_run
+from zoo.training.settings import from_config
+
+pytestmark = pytest.mark.xdist_group("runs")
+
+ROOT = Path(__file__).parents[2]
+TINY = Path(__file__).with_name("tiny.py")
+
+
+def settings(**changes):
+    config = get_config()
+    config.update_from_flattened_dict(changes)
+    return from_config(config)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    """A run that nobody disturbed, and what it returned."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    spec = settings(**{"samples.prompts": ("The tide ", "x"), "samples.tokens": 8})
+    return workdir, loop.run(spec, workdir, cache)
+
+
+def final_state(workdir, cache):
+    run = prepare_run(settings(), workdir, cache)
+    run.checkpoints.close()
+    return run.state, run.extra
+
+
+def without_speed(workdir):
+    records = read_metrics(workdir)
+    return [{k: v for k, v in r.items() if k not in ("tokens_per_second", "mfu")} for r in records]
+
+
+def test_a_run_learns_and_leaves_everything(finished):
+    workdir, outcome = finished
+    assert outcome.signal is None
+    assert outcome.step == 48
+    losses = [r["loss"] for r in read_metrics(workdir) if "loss" in r]
+    assert len(losses) == 48
+    assert np.mean(losses[-4:]) < losses[0] - 0.1
+    for path in outcome.summary["paths"].values():
+        assert Path(path).exists()
+    report = json.loads((workdir / "evaluation.json").read_text())
+    assert report["loss"] == outcome.summary["loss"]
+    assert list(report["expert_load"]) == ["1"]
+    samples = (workdir / "samples.txt").read_text()
+    assert "prompt 'The tide '" in samples
+    assert samples.count("---\n") == 2
+
+
+def test_export_and_checkpoint_measure_the_same(finished, cache):
+    workdir, outcome = finished
+    run = measure(workdir, cache_dir=cache)
+    exported = measure(workdir / "hf", get_config(), cache_dir=cache)
+    assert run["loss"] == pytest.approx(outcome.summary["loss"], rel=1e-6)
+    assert run["loss"] == exported["loss"]
+    assert run["bits_per_byte"] == pytest.approx(outcome.summary["bits_per_byte"], rel=1e-6)
+    assert exported["corpus_sha256"] == run["corpus_sha256"]
+    params = checkpoint.load_run(workdir, "latest")[1]
+    assert_equal(zoo.load(workdir / "hf").params, params)
+
+
+def test_training_with_text_that_other_texts_cut_short_is_refused(finished, cache):
+    with pytest.raises(ValueError, match="no run, so it does not say on which text"):
+        measure(finished[0] / "hf", cache_dir=cache)
+
+
+def test_the_same_command_again_only_finishes(finished, cache):
+    workdir, outcome = finished
+    before = without_speed(workdir)
+    again = loop.run(settings(), workdir, cache)
+    assert again.step == outcome.step
+    assert again.summary["loss"] == outcome.summary["loss"]
+    assert without_speed(workdir) == before
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_and_resumed_equals_uninterrupted(finished, cache, tmp_path, how):
+    """Asked to stop it saves; killed it falls back to its last checkpoint: the same bits."""
+    workdir = tmp_path / "whole"
+    command = [sys.executable, ROOT / "train.py", f"--config={TINY}", f"--workdir={workdir}"]
+    command += [f"--cache_dir={cache}"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(jax.device_count())}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    ) as process:
+        wanted = "step 1/" if how == signal.SIGTERM else "step 48: validation"
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if wanted in line:
+                process.send_signal(how)
+                break
+        lines += process.stderr.readlines()
+    text = "".join(lines)
+    run = prepare_run(settings(), workdir, cache)
+    run.checkpoints.close()
+    if how == signal.SIGTERM:
+        assert 0 < run.step < 48, text
+        assert process.returncode == 128 + how, text
+        assert "the same command goes on from there" in text
+        assert f"after step {run.step}" in text
+    else:
+        assert process.returncode == -how
+        assert run.step >= 16, text
+    resumed = loop.run(settings(), workdir, cache)
+    assert resumed.step == 48
+    assert_equal(final_state(workdir, cache)[0], final_state(finished[0], cache)[0])
+    assert final_state(workdir, cache)[1] == final_state(finished[0], cache)[1]
+    assert without_speed(workdir) == without_speed(finished[0])
+    assert (workdir / "evaluation.json").exists()
+
+
+def test_loss_that_explodes_stops_and_keeps_the_good(tmp_path, cache):
+    changes = {"optimizer.learning_rate": 1e30, "optimizer.warmup": 48, "optimizer.clip": None}
+    with pytest.raises(loop.NotFinite, match=r"step \d+: (nan|inf).*learning_rate"):
+        loop.run(settings(**changes, **{"checkpoint.every": 1}), tmp_path / "bad", cache)
+    found = checkpoint.Checkpoints(tmp_path / "bad")
+    for step in found._manager.all_steps():
+        params = found.restore_params(zoo.config_from_hf(get_config().model.to_dict()), step)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+    found.close()
+
+
+def test_nan_is_told_with_the_last_good_step(finished, tmp_path, cache):
+    """From the finished run's weights with one of them made NaN after a good checkpoint."""
+    run = prepare_run(settings(), tmp_path / "run", cache)
+    signal_ = loop.train(run)
+    assert signal_ is None
+    state = run.state
+    broken = jax.tree.map(lambda x: x.at[...].set(np.nan), state.params)
+    run.state, run.settings = state.replace(params=broken), settings(steps=60)
+    run.extra = {"data": loop.train_batches(run.data).get_state()}
+    with pytest.raises(loop.NotFinite, match=r"Step 48 is saved and good.*--config.init_from"):
+        loop.train(run)
+    run.checkpoints.close()
+    assert checkpoint.Checkpoints(tmp_path / "run").latest == 48
+
+
+def test_workdir_of_another_run_is_refused_before_work(finished, cache):
+    workdir, _ = finished
+    changes = {"optimizer.learning_rate": 0.5, "model.hidden_size": 32}
+    with pytest.raises(ValueError, match="another configuration") as e:
+        prepare_run(settings(**changes), workdir, cache)
+    assert "settings.optimizer.learning_rate: 0.003 there, 0.5 now" in str(e.value)
+    assert "model.hidden_size: 16 there, 32 now" in str(e.value)
+    assert "init_from" in str(e.value)
+
+
+def test_what_only_watches_a_run_may_change(finished, cache):
+    run = prepare_run(settings(**{"log_every": 7, "checkpoint.keep": 9}), finished[0], cache)
+    run.checkpoints.close()
+    assert run.step == 48
+
+
+def test_other_text_under_the_same_name_is_refused(finished, tmp_path, cache):
+    workdir, _ = finished
+    record = checkpoint.read_run(workdir)
+    checkpoint.write_run(tmp_path, record | {"data": record["data"] | {"corpus_sha256": "0"}})
+    with pytest.raises(ValueError, match=r"data\.corpus_sha256: '0' there"):
+        prepare_run(settings(), tmp_path, cache)
+
+
+def test_a_run_starts_from_weights_of_a_run_or_a_folder(finished, tmp_path, cache):
+    workdir, _ = finished
+    config = get_config()
+    with config.unlocked():
+        config.model = None
+    weights = zoo.load(workdir / "hf").params
+    for start in (workdir, workdir / "hf"):
+        config.init_from = str(start)
+        run = prepare_run(from_config(config), tmp_path / start.name, cache)
+        run.checkpoints.close()
+        assert run.step == 0
+        assert run.data.tokenizer_sha256 == checkpoint.read_run(workdir)["data"]["tokenizer_sha256"]
+        if start.name == "hf":
+            assert_equal(run.state.params, weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.vocab_size": 300}, "tokenizer has 400 tokens and the model vocab_size=300"),
+        ({"data.window": 256}, "data.window=256 is longer than .*=128"),
+        ({"data.test_fraction": 0.0, "evaluation.split": "test"}, "evaluation.split='test'"),
+        ({"model.hiden_size": 16}, "hiden_size"),
+        ({"data.files": ("/nowhere/*.txt",)}, "nowhere"),
+    ],
+)
+def test_settings_that_do_not_fit_stop_before_work(tmp_path, cache, changes, message):
+    config = get_config()
+    with config.unlocked():
+        for name, value in changes.items():
+            group, _, field = name.rpartition(".")
+            config[group][field] = value
+    with pytest.raises(ValueError, match=message):
+        prepare_run(from_config(config), tmp_path / "run", cache)
+    assert not (tmp_path / "run" / checkpoint.RUN_FILE).exists()

@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training.conftest import pack
+from zoo.moe import MoEStats
+from zoo.training.losses import cross_entropy, load_balance
+from zoo.training.step import token_losses
+
+
+def test_cross_entropy_is_log_softmax_in_float64():
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(5, 8)).astype(np.float32)
+    head = rng.normal(size=(8, 11)).astype(np.float32)
+    targets = np.array([3, -1, 10, 0, -1])
+    logits = hidden.astype(np.float64) @ head.astype(np.float64)
+    nll = np.log(np.exp(logits).sum(-1)) - logits[np.arange(5), targets]
+    np.testing.assert_allclose(
+        cross_entropy(hidden, head, targets), np.where(targets < 0, 0, nll), rtol=1e-5
+    )
+
+
+def test_ignored_targets_have_no_gradient():
+    hidden, head = jax.random.normal(jax.random.key(0), (2, 4, 8))[0], jnp.eye(8)
+    targets = jnp.array([1, -1, 2, -1])
+    grad = jax.grad(lambda h: cross_entropy(h, head, targets).sum())(hidden)
+    assert (np.abs(grad).sum(-1) > 0).tolist() == [True, False, True, False]
+
+
+def test_cross_entropy_stays_finite_where_exp_overflows():
+    hidden = jnp.array([[1000.0, -1000.0]])
+    assert cross_entropy(hidden, jnp.eye(2), jnp.array([1]))[0] == 2000.0
+
+
+def test_packed_losses_equal_those_of_separate_documents(sparse, params, documents, batch):
+    losses = jax.jit(lambda batch: token_losses(sparse, params, batch)[1])
+    packed = np.asarray(losses(batch))[batch["targets"].reshape(-1) >= 0]
+    alone = losses(pack([[doc] for doc in documents], 32)).reshape(len(documents), 32)
+    ends = [len(doc) - 1 for doc in documents]
+    a, b, c, d, e, f, g, h = (row[:end] for row, end in zip(alone, ends, strict=True))
+    np.testing.assert_allclose(packed, np.concatenate([a, b, c, d, e, f, h, g]), atol=2e-5)
+
+
+def test_load_balance_follows_transformers():
+    """By hand, from logits, as `load_balancing_loss_func` pools layers and tokens."""
+    rng = np.random.default_rng(1)
+    layers, tokens, experts, top_k = 3, 10, 4, 2
+    logits = rng.normal(size=(layers, tokens, experts))
+    prob = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    chosen = np.argsort(-prob, axis=-1)[..., :top_k]
+    mask = np.eye(experts)[chosen].reshape(layers * tokens, top_k, experts)
+    expected = experts * (mask.mean(0) * prob.reshape(-1, experts).mean(0)).sum()
+    load = mask.sum(1).reshape(layers, tokens, experts).sum(1)
+    both = MoEStats(load[:2], prob[:2].sum(1), np.full(2, tokens))
+    last = MoEStats(load[2], prob[2].sum(0), np.array(tokens))
+    assert load_balance([both, last]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_even_load_scores_top_k():
+    even = MoEStats(jnp.full((2, 8), 3.0), jnp.full((2, 8), 1.5), jnp.full(2, 12.0))
+    assert load_balance([even]) == pytest.approx(2.0)
+
+
+def test_load_balance_refuses_layers_of_different_sizes():
+    stats = [MoEStats(jnp.ones(n), jnp.ones(n), jnp.ones(())) for n in (4, 8)]
+    with pytest.raises(ValueError, match=r"\[4, 8\] experts.*aux_loss=0"):
+        load_balance(stats)

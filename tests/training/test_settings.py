@@ -1,0 +1,88 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training.tiny import get_config
+from zoo.training.settings import explain_override, from_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_config_file_becomes_typed_settings():
+    config = get_config()
+    config.optimizer.clip = None
+    config.optimizer.weight_decay = 1
+    settings = from_config(config)
+    assert settings.optimizer.clip is None
+    assert isinstance(settings.optimizer.weight_decay, float)
+    assert settings.data.files == config.data.files
+    assert settings.model["model_type"] == "deepseek_v3"
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "configs").glob("*.py")))
+def test_shipped_configs_are_settings(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "configs")
+    from_config(__import__(name).get_config())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("optimizer.learning_rat", 1.0, "config.optimizer.learning_rat .*learning_rate"),
+        ("stps", 1, r"config.stps is no field: did you mean config.steps\?"),
+        ("zzz", 1, "config.zzz is no field: fields are model, data, steps"),
+        ("data.windw", 3, "windw .*window"),
+        ("steps", "many", "config.steps='many' must be of type int"),
+        ("steps", True, "config.steps=True must be"),
+        ("steps", 0, "steps=0 must be positive"),
+        ("dtype", "float8", "config.dtype='float8' must be one of auto, float32, bfloat16"),
+        ("accumulate", 3, "accumulate=3 must divide data.batch=4"),
+        ("optimizer.beta2", 1.0, "optimizer.beta2=1.0 must be in"),
+        ("optimizer.warmup", 99, "optimizer.warmup=99 must not exceed steps=48"),
+        ("optimizer.schedule", "wsd", "optimizer.decay=0 with schedule='wsd'"),
+        ("balance.bias_rate", -1.0, "balance.bias_rate=-1.0 must not be negative"),
+        ("samples.prompts", "text", "config.samples.prompts='text' must be"),
+        ("model", None, "model=None"),
+        ("optimizer", 3, "config.optimizer=3 must be a group of fields"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(path, value, message):
+    tree = get_config().to_dict()
+    *groups, last = path.split(".")
+    group = tree
+    for name in groups:
+        group = group[name]
+    group[last] = value
+    with pytest.raises(ValueError, match=message):
+        from_config(tree)
+
+
+def test_missing_model_is_named():
+    tree = get_config().to_dict()
+    del tree["model"]
+    with pytest.raises(ValueError, match=r"config\.model is missing"):
+        from_config(tree)
+
+
+def test_overrides_are_explained():
+    assert "config.steps" in explain_override("--config.stpes=3")
+    assert "config.optimizer.warmup" in explain_override("--config.optimizer.warmpu=3")
+    assert explain_override("--config.optimizer.warmup=3") is None
+    assert explain_override("--config.model.hidden_sze=3") is None
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_a_misspelt_flag_ends_with_a_sentence(script, tmp_path):
+    tiny = Path(__file__).with_name("tiny.py")
+    command = [sys.executable, ROOT / script, f"--config={tiny}", f"--workdir={tmp_path / 'run'}"]
+    if script == "eval.py":
+        command[-1] = "--model=nowhere"
+    done = subprocess.run(
+        [*command, "--config.optimizer.learning_rat=1"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert "did you mean config.optimizer.learning_rate?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,123 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from tests.training.conftest import config, moe
+from zoo.moe import MoEStats
+from zoo.training.optimizer import make_optimizer
+from zoo.training.settings import Balance, Optimizer
+from zoo.training.step import create_state, make_step, move_biases
+
+SPEC = Optimizer(learning_rate=3e-3, warmup=2)
+
+
+def trained(model, batch, steps=1, balance=Balance(), accumulate=1, spec=SPEC):  # noqa: B008
+    optimizer = make_optimizer(spec, 100)
+    state = create_state(model, optimizer, seed=0)
+    step = make_step(model, optimizer, balance, accumulate)
+    for _ in range(steps):
+        state, metrics = step(state, batch)
+    return state, {name: float(value) for name, value in metrics.items()}
+
+
+@pytest.fixture(scope="module")
+def once(sparse, batch):
+    return trained(sparse, batch)
+
+
+def assert_close(a, b, atol):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=atol, rtol=1e-4), a, b)
+
+
+def test_loss_falls_and_state_counts(sparse, batch):
+    state, last = trained(sparse, batch, steps=20)
+    assert int(state.step) == 20
+    assert last["loss"] < np.log(97) - 0.5
+
+
+def test_first_loss_is_the_mean_over_targets(sparse, batch, once):
+    params = create_state(sparse, make_optimizer(SPEC, 100), seed=0).params
+    out = sparse.apply(params, batch["tokens"], batch["segment_ids"], batch["positions"])
+    real = batch["targets"] >= 0
+    prob = np.take_along_axis(
+        np.asarray(jax.nn.log_softmax(out.logits)), np.maximum(batch["targets"], 0)[..., None], -1
+    )[..., 0]
+    assert once[1]["loss"] == pytest.approx(-prob[real].mean(), rel=1e-5)
+    assert once[1]["tokens"] == (batch["segment_ids"] > 0).sum()
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulation_equals_the_big_batch(sparse, batch, once, accumulate):
+    """Rows differ in how many targets they have, so a mean of means would not pass."""
+    state, metrics = trained(sparse, batch, accumulate=accumulate)
+    assert metrics == pytest.approx(once[1], rel=1e-4)
+    moments = jax.tree.leaves(state.opt_state), jax.tree.leaves(once[0].opt_state)
+    assert_close(*moments, atol=1e-6)
+    assert_close(
+        jax.tree.leaves(state.params["params"]["stack_1"]["layer_0"]["moe"]["bias"]),
+        jax.tree.leaves(once[0].params["params"]["stack_1"]["layer_0"]["moe"]["bias"]),
+        atol=0,
+    )
+
+
+def test_tied_head_gets_the_gradient_of_both_ends(batch):
+    state, metrics = trained(zoo.Decoder(config(zoo.MLP(32), tie=True)), batch, steps=10)
+    assert "head" not in state.params["params"]
+    assert metrics["loss"] < np.log(97)
+
+
+def test_bfloat16_computes_and_keeps_float32_masters(sparse, batch, once):
+    model = dataclasses.replace(sparse, dtype=jnp.bfloat16)
+    state, metrics = trained(model, batch)
+    kinds = {str(x.dtype) for x in jax.tree.leaves((state.params, state.opt_state))}
+    assert kinds == {"float32", "int32"}
+    assert metrics["loss"] == pytest.approx(once[1]["loss"], rel=0.02)
+    assert metrics["loss"] != once[1]["loss"]
+    before = create_state(model, make_optimizer(SPEC, 100), seed=0).params["params"]["head"]["w"]
+    moved = np.asarray(state.params["params"]["head"]["w"] - before)
+    assert 0 < np.abs(moved).max() < 2 * SPEC.learning_rate
+
+
+def test_state_is_donated(sparse, batch):
+    optimizer = make_optimizer(SPEC, 100)
+    state = create_state(sparse, optimizer, seed=0)
+    make_step(sparse, optimizer, Balance())(state, batch)
+    assert jax.tree.leaves(state.params)[0].is_deleted()
+
+
+def test_biases_move_by_the_sign_of_what_is_missing():
+    load = jnp.array([[4.0, 0.0, 2.0, 2.0], [1.0, 1.0, 1.0, 9.0]])
+    stats = {"stack_1": {"layer_0": MoEStats(load, load, jnp.array([4.0, 6.0]))}}
+    bias = jnp.array([[0.5, 0.0, -0.25, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    params = {"stack_1": {"layer_0": {"moe": {"bias": {"b": bias}, "router": {}}}}, "head": {}}
+    moved = move_biases(params, stats, 0.125)["stack_1"]["layer_0"]["moe"]["bias"]["b"]
+    np.testing.assert_array_equal(moved, [[0.375, 0.125, -0.25, 0.0], [0.125, 0.125, 0.125, 0.875]])
+    assert params["stack_1"]["layer_0"]["moe"]["bias"]["b"] is bias
+
+
+def test_a_step_moves_biases_by_rate_and_by_nothing_else(once):
+    bias = np.asarray(once[0].params["params"]["stack_1"]["layer_0"]["moe"]["bias"]["b"])
+    assert set(np.unique(np.abs(bias))) <= {0.0, np.float32(Balance().bias_rate)}
+    assert np.abs(bias).any()
+
+
+def test_bias_rule_balances_a_router_that_was_not(batch):
+    model = zoo.Decoder(config(moe()))
+    spec = Optimizer(learning_rate=1e-12, warmup=0)
+    _, first = trained(model, batch, balance=Balance(bias_rate=0.02), spec=spec)
+    _, last = trained(model, batch, steps=60, balance=Balance(bias_rate=0.02), spec=spec)
+    assert last["imbalance"] < 0.5 * first["imbalance"]
+
+
+def test_auxiliary_loss_balances_too(batch):
+    model = zoo.Decoder(config(moe(score="softmax", select_bias=False)))
+    _, without = trained(model, batch, steps=40)
+    _, with_it = trained(model, batch, steps=40, balance=Balance(aux_loss=1.0))
+    assert "aux_loss" not in without
+    assert 2.0 <= with_it["aux_loss"] < 2.2
+    assert with_it["imbalance"] < without["imbalance"]

@@ -1,0 +1,66 @@
+"""Trains a language model, or goes on with one.
+
+    python train.py --config=configs/quickstart.py
+    python train.py --config=configs/quickstart.py --workdir=runs/mine --config.steps=2000
+
+The same command resumes a run that was stopped. `--workdir` ends up with checkpoints,
+metrics.jsonl, evaluation.json, samples.txt, loss.png, experts.png and hf/, the model as a Hugging
+Face folder.
+"""
+
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from zoo.training.flags import fail, parse_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(), see configs/.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run lives; runs/NAME OF THE CONFIG if unset."
+)
+CACHE = flags.DEFINE_string(
+    "cache_dir", None, "Prepared data; $ZOO_CACHE or ~/.cache/zoo if unset."
+)
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}: fields are set by --config.NAME=VALUE", status=2)
+    from zoo.training import loop
+    from zoo.training.settings import from_config
+
+    workdir = Path(WORKDIR.value or Path("runs") / _name())
+    try:
+        outcome = loop.run(from_config(CONFIG.value), workdir, CACHE.value)
+    except loop.NotFinite as e:
+        fail(e)
+    except (ValueError, OSError) as e:
+        fail(e, status=2)
+    if outcome.signal is not None:
+        fail(
+            f"stopped by {outcome.signal.name} after step {outcome.step}, which is saved in "
+            f"{workdir}: the same command goes on from there",
+            status=128 + outcome.signal,
+        )
+    print(describe(outcome.summary))
+
+
+def _name() -> str:
+    """configs/quickstart.py:smoke -> quickstart-smoke."""
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return "-".join(filter(None, (Path(path).stem, variant)))
+
+
+def describe(summary: dict) -> str:
+    """The end of a run in a few lines."""
+    figures = (
+        f"step {summary['step']} · {summary['split']} loss {summary['loss']:.4f} · perplexity "
+        f"{summary['perplexity']:.2f} · {summary['bits_per_byte']:.3f} bits per byte"
+    )
+    return "\n".join([figures, *(f"  {k:<12} {path}" for k, path in summary["paths"].items())])
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,98 @@
+"""The end of a run: evaluation of the whole split, samples, pictures, and a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+
+from zoo.checkpoint import is_run
+from zoo.data import eval_batches
+from zoo.hf.load import check
+from zoo.hf.save import save_hf
+from zoo.hf.source import Source, open_source
+from zoo.hf.table import expand
+from zoo.inference.generate import generate
+from zoo.models import config_from_hf, family
+from zoo.training import plots
+from zoo.training.evaluate import Report, evaluate
+from zoo.training.logs import read_metrics
+from zoo.training.run import Run
+
+
+def finish(run: Run) -> dict:
+    """Writes evaluation.json, samples.txt, the PNGs and hf/ into the working directory.
+
+    Returns:
+        What was measured, and the path of everything that was written.
+    """
+    folder, split = run.workdir, run.settings.evaluation.split
+    report = evaluate(
+        run.eval_step, run.state.params, eval_batches(run.data, split, run.eval_rows), run.config,
+        run.bytes_per_target(split),
+    )  # fmt: skip
+    found = {"step": run.step, "split": split, **report.to_json()}
+    (folder / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
+    paths = {"evaluation": folder / "evaluation.json", **_plot(run, report)}
+    if run.settings.samples.prompts:
+        paths["samples"] = folder / "samples.txt"
+        write_samples(run, paths["samples"])
+    paths["hf"] = folder / "hf"
+    export(run, paths["hf"])
+    return found | {"paths": {name: str(path) for name, path in paths.items()}}
+
+
+def export(run: Run, path: Path) -> None:
+    """Writes a Hugging Face folder; a run that came from one keeps its types, extras and files."""
+    tokenizer = run.data.tokenizer
+    ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
+    generation = {f"{name}_token_id": number for name, number in ids.items()}
+    source = None
+    start = run.settings.init_from
+    if start is not None and not is_run(start):
+        source = _source(start)
+    if source is not None and run.settings.data.tokenizer is None:
+        save_hf(path, run.config, run.state.params, source=source)
+    else:
+        save_hf(
+            path, run.config, run.state.params, source=source, tokenizer=run.tokenizer,
+            generation=generation,
+        )  # fmt: skip
+
+
+def write_samples(run: Run, path: Path) -> None:
+    """Writes each prompt of the settings and how the model goes on."""
+    spec, tokenizer = run.settings.samples, run.data.tokenizer
+    prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in spec.prompts]
+    texts = generate(
+        run.model, run.state.params, prompts, spec.tokens,
+        temperature=spec.temperature, top_p=spec.top_p, eos=tokenizer.eos,
+        rng=jax.random.fold_in(run.state.rng, run.step),
+    )  # fmt: skip
+    parts = (
+        f"--- step {run.step}, prompt {prompt!r} ---\n{prompt}{tokenizer.decode(text, True)}\n"
+        for prompt, text in zip(spec.prompts, texts, strict=True)
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _source(folder: str) -> Source:
+    """What the Hugging Face folder of the first weights holds beside parameters."""
+    source = open_source(folder)
+    config = config_from_hf(source.config)
+    return check(source, config, expand(config, family(config.family).table))
+
+
+def _plot(run: Run, report: Report) -> dict[str, Path]:
+    name = run.workdir.name
+    paths = {"loss plot": run.workdir / "loss.png"}
+    plots.plot_losses(paths["loss plot"], read_metrics(run.workdir), f"{name}: loss")
+    if report.expert_load:
+        paths["expert plot"] = run.workdir / "experts.png"
+        plots.plot_expert_load(
+            paths["expert plot"], report.expert_load,
+            f"{name}: load of experts on {run.settings.evaluation.split}",
+        )  # fmt: skip
+    return paths

@@ -1,0 +1,78 @@
+"""Evaluation of a model on disk, a run or a Hugging Face folder: what `eval.py` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from zoo import checkpoint
+from zoo.config import Config
+from zoo.data import eval_batches, prepare
+from zoo.decoder import Decoder
+from zoo.training.evaluate import evaluate, make_eval_step
+from zoo.training.run import compute_dtype
+from zoo.training.settings import Settings, from_config
+
+
+def measure(
+    path: str | os.PathLike,
+    config: Any = None,
+    split: str = "validation",
+    batches: int | None = None,
+    which: Literal["best", "latest"] = "latest",
+    cache_dir: str | os.PathLike | None = None,
+) -> dict:
+    """Measures a model on a split, as plain JSON values.
+
+    Args:
+        path: a run's working directory, or a Hugging Face folder.
+        config: settings whose data and dtype to use; a run has its own.
+        split: of the data.
+        batches: at most so many; all if None.
+        which: checkpoint of a run.
+        cache_dir: where prepared data is kept; `zoo.data.default_cache_dir()` if None.
+
+    Raises:
+        ValueError: no such model, no such split, or no data to use.
+    """
+    model_config, params, tokenizer, settings = _load(Path(path), which)
+    if config is not None:
+        settings = from_config(config)
+    if settings is None:
+        raise ValueError(f"{path} is no run, so it does not say on which text: add --config=FILE")
+    data = settings.data
+    if tokenizer is not None:
+        data = dataclasses.replace(data, tokenizer=str(tokenizer))
+    data = prepare(data, cache_dir)
+    if data.vocab_size > model_config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {data.vocab_size} tokens and {path} {model_config.vocab_size}: put "
+            "the model's own tokenizer beside it"
+        )
+    found = eval_batches(data, split, limit=batches)
+    model = Decoder(model_config, dtype=compute_dtype(settings.dtype))
+    stats = data.splits[split]
+    bytes_per_target = stats.bytes / stats.targets
+    report = evaluate(make_eval_step(model), params, found, model_config, bytes_per_target)
+    about = {"model": str(path), "split": split, "window": data.window}
+    return about | {"corpus_sha256": data.corpus_sha256} | report.to_json()
+
+
+def _load(
+    path: Path, which: Literal["best", "latest"]
+) -> tuple[Config, dict, Path | None, Settings | None]:
+    """Config, parameters in float32, folder of the tokenizer if any, settings if any."""
+    if checkpoint.is_run(path):
+        config, params, tokenizer = checkpoint.load_run(path, which)
+        tree = checkpoint.read_run(path)["settings"]
+        return config, params, tokenizer, tree and from_config(tree)
+    if not path.is_dir():
+        raise ValueError(f"{path} is no folder: name a run's working directory or a model's folder")
+    from zoo.hf.load import load
+
+    found = load(path, dtype=jnp.float32)
+    return found.config, found.params, path if found.tokenizer is not None else None, None

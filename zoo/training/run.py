@@ -1,0 +1,235 @@
+"""A run before its first step: what the settings name, found, checked and put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zoo import checkpoint
+from zoo.config import Config
+from zoo.data import DataConfig, Prepared, prepare
+from zoo.decoder import Decoder
+from zoo.models import config, config_from_hf, config_to_hf, presets
+from zoo.training.evaluate import make_eval_step
+from zoo.training.optimizer import make_optimizer
+from zoo.training.settings import RESUMABLE, Settings
+from zoo.training.step import Batch, TrainState, create_state
+
+POLICIES: dict[str, Callable | None] = {
+    "nothing": None,
+    "cheap": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "everything": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclass
+class Run:
+    """All that a loop needs.
+
+    `state` is of the last checkpoint, with what was kept beside it in `extra`; or new, and None.
+    """
+
+    settings: Settings
+    workdir: Path
+    config: Config
+    model: Decoder
+    optimizer: optax.GradientTransformation
+    data: Prepared
+    checkpoints: checkpoint.Checkpoints
+    state: TrainState
+    extra: dict | None
+
+    @functools.cached_property
+    def eval_step(self) -> Callable[[dict, Batch], dict]:
+        """The compiled evaluation of a batch of `eval_rows` windows."""
+        return make_eval_step(self.model)
+
+    @property
+    def eval_rows(self) -> int:
+        """Windows of an evaluation batch: those of a microbatch, which are known to fit."""
+        return self.settings.data.batch // self.settings.accumulate
+
+    @property
+    def step(self) -> int:
+        return int(self.state.step)
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the run's own copy."""
+        return self.workdir / checkpoint.TOKENIZER
+
+    def bytes_per_target(self, split: str) -> float:
+        """Bytes of text that a target stands for on average."""
+        stats = self.data.splits[split]
+        return stats.bytes / stats.targets
+
+
+def prepare_run(
+    settings: Settings, workdir: str | os.PathLike, cache_dir: str | os.PathLike | None = None
+) -> Run:
+    """Finds model, data and weights, or takes up the run that is in `workdir`.
+
+    Args:
+        settings: the run.
+        workdir: where it keeps everything; it is made.
+        cache_dir: where prepared data is kept; `zoo.data.default_cache_dir()` if None.
+
+    Raises:
+        ValueError: something does not exist or does not fit, or `workdir` holds another run.
+        SaveError: the disk cannot hold a checkpoint.
+    """
+    workdir = Path(workdir).absolute()
+    model_config = find_config(settings)
+    record = _record(settings, model_config)
+    resuming = checkpoint.is_run(workdir)
+    if resuming:
+        checkpoint.check_run(workdir, record, free=(*_FREE, "data"))
+    elif workdir.is_dir() and (workdir / checkpoint.CHECKPOINTS).exists():
+        raise ValueError(
+            f"{workdir} has checkpoints and no {checkpoint.RUN_FILE}, so nobody can tell of what: "
+            "choose another --workdir"
+        )
+    data = prepare(_with_tokenizer(settings), cache_dir)
+    _check_data(data, model_config, settings)
+    record["data"] = {
+        "corpus_sha256": data.corpus_sha256,
+        "tokenizer_sha256": data.tokenizer_sha256,
+        "sha256": data.sha256,
+    }
+    if resuming:
+        checkpoint.check_run(workdir, record, free=_FREE)
+    dtype, policy = compute_dtype(settings.dtype), POLICIES[settings.remat]
+    model = Decoder(model_config, dtype=dtype, remat=policy)
+    optimizer = make_optimizer(settings.optimizer, settings.steps)
+    checkpoints = checkpoint.Checkpoints(workdir, settings.checkpoint.keep)
+    state, extra = _state(settings, model, optimizer, checkpoints, model_config)
+    if not resuming:
+        checkpoint.copy_tokenizer(data.tokenizer.folder, workdir / checkpoint.TOKENIZER)
+        checkpoint.write_run(workdir, record)
+    return Run(settings, workdir, model_config, model, optimizer, data, checkpoints, state, extra)
+
+
+def find_config(settings: Settings) -> Config:
+    """The model that `settings.model` or `settings.init_from` names.
+
+    Raises:
+        ValueError: neither a preset nor a folder, or the two differ.
+    """
+    start = None if settings.init_from is None else _config_of(settings.init_from)
+    model = settings.model
+    if model is None:
+        return start
+    if isinstance(model, str):
+        found = config(model) if model in presets() else _config_of(model)
+    else:
+        found = config_from_hf(model)
+    if start is not None and found != start:
+        names = [
+            f.name
+            for f in dataclasses.fields(Config)
+            if getattr(found, f.name) != getattr(start, f.name)
+        ]
+        raise ValueError(
+            f"config.model differs from the model of init_from={settings.init_from!r} in "
+            f"{', '.join(names)}: set model=None to take that one"
+        )
+    return found
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The type of activations and products; "auto" is bfloat16 except on CPU."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+_FREE = (*(f"settings.{name}" for name in RESUMABLE), "versions")
+
+
+def _record(settings: Settings, model_config: Config) -> dict:
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "zoo-jax")
+    return {
+        "model": config_to_hf(model_config),
+        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in packages},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _config_of(path: str) -> Config:
+    if checkpoint.is_run(path):
+        return config_from_hf(checkpoint.read_run(path)["model"])
+    if not Path(path).exists():
+        raise ValueError(
+            f"{path!r} is neither a folder nor a preset: presets are {', '.join(presets())}"
+        )
+    return config_from_hf(path)
+
+
+def _with_tokenizer(settings: Settings) -> DataConfig:
+    """Weights that are taken over keep their tokenizer, unless the data names one."""
+    if settings.init_from is None or settings.data.tokenizer is not None:
+        return settings.data
+    folder = Path(settings.init_from)
+    folder = folder / checkpoint.TOKENIZER if checkpoint.is_run(folder) else folder
+    return dataclasses.replace(settings.data, tokenizer=str(folder))
+
+
+def _check_data(data: Prepared, model_config: Config, settings: Settings) -> None:
+    if data.vocab_size > model_config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {data.vocab_size} tokens and the model vocab_size="
+            f"{model_config.vocab_size}: make the model's larger, or data.vocab_size smaller"
+        )
+    if data.window > model_config.max_length:
+        raise ValueError(
+            f"data.window={data.window} is longer than the model's max_position_embeddings="
+            f"{model_config.max_length}: shorten the one or lengthen the other"
+        )
+    if settings.evaluation.split not in data.splits:
+        raise ValueError(
+            f"evaluation.split={settings.evaluation.split!r} is not in the data, which has "
+            f"{', '.join(data.splits)}"
+        )
+
+
+def _state(
+    settings: Settings,
+    model: Decoder,
+    optimizer: optax.GradientTransformation,
+    checkpoints: checkpoint.Checkpoints,
+    model_config: Config,
+) -> tuple[TrainState, dict | None]:
+    if checkpoints.latest is not None:
+        like = jax.eval_shape(lambda: create_state(model, optimizer, settings.seed))
+        return checkpoints.restore(like)
+    params = None if settings.init_from is None else load_params(settings.init_from)
+    state = create_state(model, optimizer, settings.seed, params)
+    checkpoints.require_space(state)
+    return state, None
+
+
+def load_params(path: str) -> dict:
+    """Weights of a Hugging Face folder or of a run's best checkpoint, in float32."""
+    if checkpoint.is_run(path):
+        return checkpoint.load_run(path)[1]
+    from zoo.hf.load import load
+
+    return load(path, dtype=jnp.float32).params

@@ -1,0 +1,281 @@
+"""What a run is: frozen dataclasses that a config file's ConfigDict is turned into, strictly.
+
+A config file starts from `defaults()`, so that every field can be overridden on the command line,
+and adds the model. `from_config` refuses fields that do not exist, and values of another type, by
+name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from zoo.data.config import DataConfig
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW. `warmup` and `decay` are counted in steps, `final` is a fraction of `learning_rate`.
+
+    `clip` bounds the global norm of the gradient, None leaves it. `decay` belongs to "wsd".
+    """
+
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup: int = 100
+    decay: int = 0
+    final: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay_embeddings: bool = False
+    clip: float | None = 1.0
+
+    def __post_init__(self):
+        _positive("optimizer", self, "learning_rate", "eps", "clip")
+        _not_negative("optimizer", self, "warmup", "decay", "final", "weight_decay")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be in [0, 1)")
+        if self.schedule == "wsd" and not self.decay:
+            raise ValueError(
+                "optimizer.decay=0 with schedule='wsd': say over how many steps the rate falls"
+            )
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How routers are kept busy evenly.
+
+    `bias_rate` moves selection biases after each step (DeepSeek-V3); `aux_loss` is the coefficient
+    of the load-balance loss, for routers that have no such bias.
+    """
+
+    bias_rate: float = 1e-3
+    aux_loss: float = 0.0
+
+    def __post_init__(self):
+        _not_negative("balance", self, "bias_rate", "aux_loss")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Validation every `every` steps over `batches` batches; at the end over all of the split."""
+
+    every: int = 200
+    batches: int | None = 16
+    split: str = "validation"
+
+    def __post_init__(self):
+        _positive("evaluation", self, "every", "batches")
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """A checkpoint every `every` steps; the last `keep` stay, and the best by validation loss."""
+
+    every: int = 200
+    keep: int = 2
+
+    def __post_init__(self):
+        _positive("checkpoint", self, "every", "keep")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the model continues at the end by `tokens` tokens, and `often` at every evaluation."""
+
+    prompts: tuple[str, ...] = ()
+    often: bool = False
+    tokens: int = 64
+    temperature: float = 0.8
+    top_p: float = 0.95
+
+    def __post_init__(self):
+        _positive("samples", self, "tokens", "top_p")
+        _not_negative("samples", self, "temperature")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run.
+
+    `model` is a Hugging Face config as a dict, a preset's name, a folder with a config.json, or
+    None for the model of `init_from`, which is a Hugging Face folder or a finished run to take
+    weights from. `data.batch` windows make a step, in `accumulate` microbatches. `seed` is of the
+    parameters and of sampling. `dtype` "auto" is bfloat16 on accelerators and float32 on CPU;
+    masters are float32 either way. `remat` says what the backward pass recomputes: nothing, all but
+    matrix products ("cheap"), or everything.
+    """
+
+    model: dict | str | None
+    data: DataConfig
+    steps: int = 1000
+    accumulate: int = 1
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    remat: Literal["nothing", "cheap", "everything"] = "nothing"
+    init_from: str | None = None
+    log_every: int = 1
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    balance: Balance = field(default_factory=Balance)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
+    samples: Samples = field(default_factory=Samples)
+
+    def __post_init__(self):
+        _positive("", self, "steps", "accumulate", "log_every")
+        _not_negative("", self, "seed")
+        if self.data.batch % self.accumulate:
+            raise ValueError(
+                f"accumulate={self.accumulate} must divide data.batch={self.data.batch}"
+            )
+        for name in ("warmup", "decay"):
+            if getattr(self.optimizer, name) > self.steps:
+                raise ValueError(
+                    f"optimizer.{name}={getattr(self.optimizer, name)} must not exceed "
+                    f"steps={self.steps}"
+                )
+        if self.model is None and self.init_from is None:
+            raise ValueError(
+                "model=None: give a Hugging Face config as a dict, a preset's name or a folder, or "
+                "set init_from to the weights to start from"
+            )
+
+
+RESUMABLE = ("log_every", "evaluation", "checkpoint", "samples")
+"""Fields that may change between two parts of one run: they watch it and do not steer it."""
+
+
+def defaults() -> Any:
+    """A ConfigDict of all fields but `model` at their defaults, for a config file to start from."""
+    from ml_collections import ConfigDict
+
+    return ConfigDict(_default_tree(Settings))
+
+
+def from_config(config: Any) -> Settings:
+    """Settings from a ConfigDict or a mapping.
+
+    Raises:
+        ValueError: a field that does not exist (the nearest one is named), is missing, or has a
+            value of the wrong type or out of range.
+    """
+    tree = config.to_dict() if hasattr(config, "to_dict") else config
+    return _build(Settings, tree, "config")
+
+
+def explain_override(argument: str) -> str | None:
+    """What is wrong with a `--config.a.b=…` argument's path, or None where it names a field."""
+    path = argument.lstrip("-").split("=", 1)[0].split(".")[1:]
+    kind: Any = Settings
+    for depth, name in enumerate(path):
+        if not dataclasses.is_dataclass(kind):
+            return None
+        names = [f.name for f in dataclasses.fields(kind)]
+        if name not in names:
+            return _unknown(name, names, ".".join(["config", *path[:depth]]))
+        kind = typing.get_type_hints(kind)[name]
+    return None
+
+
+def _build(cls: type, tree: Any, where: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where}={tree!r} must be a group of fields, as {cls.__name__} has them")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in tree:
+        if name not in fields:
+            raise ValueError(_unknown(name, list(fields), where))
+    hints, values = typing.get_type_hints(cls), {}
+    for name, spec in fields.items():
+        if name in tree:
+            values[name] = _convert(hints[name], tree[name], f"{where}.{name}")
+        elif spec.default is spec.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where}.{name} is missing: set it, it has no default")
+    try:
+        return cls(**values)
+    except ValueError as e:
+        raise ValueError(f"config: {e}") from None
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for option in args:
+            if option is not type(None) and _fits(option, value):
+                return _convert(option, value, where)
+        options = " or ".join(getattr(a, "__name__", str(a)) for a in args)
+        raise ValueError(f"{where}={value!r} must be {options}")
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{where}={value!r} must be one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if not _fits(hint, value):
+        raise ValueError(f"{where}={value!r} must be of type {getattr(hint, '__name__', hint)}")
+    return float(value) if hint is float else value
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    hint = typing.get_origin(hint) or hint
+    if isinstance(value, bool):
+        return hint in (bool, Any)
+    if hint is float:
+        return isinstance(value, int | float)
+    if hint is tuple:
+        return isinstance(value, list | tuple)
+    return hint is Any or isinstance(value, hint)
+
+
+def _default_tree(cls: type) -> dict:
+    from ml_collections import config_dict
+
+    tree, hints = {}, typing.get_type_hints(cls)
+    for spec in dataclasses.fields(cls):
+        hint = hints[spec.name]
+        if dataclasses.is_dataclass(hint):
+            tree[spec.name] = _default_tree(hint)
+            continue
+        if spec.default is not dataclasses.MISSING:
+            value = spec.default
+        elif spec.default_factory is not dataclasses.MISSING:
+            value = spec.default_factory()
+        else:
+            continue
+        options = [a for a in typing.get_args(hint) if a is not type(None)]
+        if type(None) in typing.get_args(hint) and len(options) == 1:
+            held = config_dict.placeholder(typing.get_origin(options[0]) or options[0])
+            value = held if value is None else value
+        tree[spec.name] = value
+    return tree
+
+
+def _unknown(name: str, names: list[str], where: str) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {where}.{near[0]}?" if near else f"fields are {', '.join(names)}"
+    return f"{where}.{name} is no field: {hint}"
+
+
+def _positive(where: str, value: object, *names: str) -> None:
+    for name in names:
+        found = getattr(value, name)
+        if found is not None and not found > 0:
+            raise ValueError(f"{where}{'.' if where else ''}{name}={found} must be positive")
+
+
+def _not_negative(where: str, value: object, *names: str) -> None:
+    for name in names:
+        found = getattr(value, name)
+        if found < 0:
+            raise ValueError(f"{where}{'.' if where else ''}{name}={found} must not be negative")

@@ -1,0 +1,169 @@
+"""One training step: loss, gradients over microbatches, update, and the routers' balance.
+
+Axes: B windows of a batch, T tokens of a window, M = B * T, D embedding, V vocabulary, L repeats of
+a stack, E experts. A batch is {"tokens", "targets", "segment_ids", "positions"}, each i32[B, T].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from zoo.decoder import Decoder
+from zoo.training.losses import IGNORED, cross_entropy, load_balance
+from zoo.training.settings import Balance
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes, and a checkpoint holds.
+
+    `step` i32[] counts updates; `params` is what `model.apply` takes, in float32 whatever the type
+    of the computation; `rng` is a key that steps fold their number into.
+    """
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+    rng: jax.Array
+
+
+def create_state(
+    model: Decoder,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    params: dict | None = None,
+) -> TrainState:
+    """The state before the first step, with random parameters unless `params` are given."""
+    init, rng = jax.random.split(jax.random.key(seed))
+    if params is None:
+        params = model.init(init, jnp.zeros((1, 2), jnp.int32))
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    opt_state = jax.jit(optimizer.init)(params["params"])
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng)
+
+
+def make_step(
+    model: Decoder,
+    optimizer: optax.GradientTransformation,
+    balance: Balance,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Compiles (state, batch) -> (state, metrics); the state that goes in is donated.
+
+    `accumulate` microbatches of B / accumulate windows run one after the other. Their gradients add
+    up to the gradient of the mean over all targets of the batch, however these are spread.
+
+    Metrics, all f32[]: "loss" in nats per target, "grad_norm" before clipping, "tokens" without
+    padding; "aux_loss", the mean over microbatches, where it is used; and with experts "imbalance",
+    the largest load of an expert over the mean of its layer, less 1, at the worst layer (MaxVio,
+    arXiv:2408.15664).
+    """
+
+    def loss_fn(params: dict, batch: Batch, targets: jax.Array):
+        out, nll = token_losses(model, {"params": params}, batch)
+        loss = nll.sum() / targets
+        if not balance.aux_loss:
+            return loss, (loss, jnp.zeros(()), out.aux)
+        aux = load_balance(moe_stats(out.aux)) / accumulate
+        return loss + balance.aux_loss * aux, (loss, aux, out.aux)
+
+    def gradients(params: dict, batch: Batch):
+        targets = jnp.maximum((batch["targets"] != IGNORED).sum(), 1)
+        grad = jax.grad(loss_fn, has_aux=True)
+        if accumulate == 1:
+            return grad(params, batch, targets)
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        first = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, first, targets)
+        )
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, grad(params, part, targets)), None
+
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        params = state.params["params"]
+        grads, (loss, aux, stats) = gradients(params, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        params = move_biases(optax.apply_updates(params, updates), stats, balance.bias_rate)
+        metrics = {
+            "loss": loss,
+            "grad_norm": global_norm(grads),
+            "tokens": (batch["segment_ids"] > 0).sum().astype(jnp.float32),
+        }
+        if stats:
+            metrics["imbalance"] = imbalance(stats)
+        if balance.aux_loss:
+            metrics["aux_loss"] = aux
+        return TrainState(state.step + 1, {"params": params}, opt_state, state.rng), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def token_losses(model: Decoder, params: dict, batch: Batch):
+    """The output of `model.hidden`, and the loss of every token, f32[M], 0 without a target."""
+    out = model.apply(
+        params, batch["tokens"], batch["segment_ids"], batch["positions"], method="hidden"
+    )
+    hidden = out.hidden.reshape(-1, out.hidden.shape[-1])
+    return out, cross_entropy(hidden, head(params), batch["targets"].reshape(-1))
+
+
+def head(params: dict) -> jax.Array:
+    """The output matrix [D, V]: its own, or the embedding's."""
+    tree = params["params"]
+    return tree["head"]["w"] if "head" in tree else tree["embed"]["table"].T
+
+
+def moe_stats(aux: dict) -> list:
+    """The `MoEStats` of a call's `aux`, in order of layers: stacks, then places in the pattern."""
+    return [aux[s][j] for s in sorted(aux, key=_number) for j in sorted(aux[s], key=_number)]
+
+
+def move_biases(params: dict, stats: dict, rate: float) -> dict:
+    """b_e += rate * sign(mean load - load_e), per layer (arXiv:2412.19437 section 2.1.2).
+
+    Args:
+        params: without the outer "params"; those that have no moe/bias are returned as they are.
+        stats: a call's `aux`, summed over microbatches, loads f32[L, E].
+    """
+    if not rate:
+        return params
+    params = dict(params)
+    for stack, layers in stats.items():
+        params[stack] = dict(params[stack])
+        for layer, found in layers.items():
+            moe = params[stack][layer]["moe"]
+            if "bias" not in moe:
+                continue
+            sign = jnp.sign(found.load.mean(-1, keepdims=True) - found.load)
+            moved = moe | {"bias": {"b": moe["bias"]["b"] + rate * sign}}
+            params[stack][layer] = params[stack][layer] | {"moe": moved}
+    return params
+
+
+def global_norm(tree: dict) -> jax.Array:
+    """f32[]: the Euclidean norm of all leaves together."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
+
+
+def imbalance(stats: dict) -> jax.Array:
+    """f32[]: max over layers of (largest load / mean load - 1); 0 is perfect balance."""
+    worst = [
+        (s.load.max(-1) / jnp.maximum(s.load.mean(-1), 1e-9) - 1).max() for s in moe_stats(stats)
+    ]
+    return jnp.stack(worst).max()
+
+
+def _number(name: str) -> int:
+    return int(name.rsplit("_", 1)[1])

@@ -1,0 +1,68 @@
+"""How fast a run is: floating-point operations per token, peaks of devices, and their ratio."""
+
+from __future__ import annotations
+
+import jax
+
+from zoo.config import MLA, Attention, Config
+from zoo.describe import size
+
+# Dense bfloat16 (float16 where there is no bfloat16), in FLOP/s per JAX device, from the makers'
+# data sheets. JAX counts two devices per chip on TPU v2, v3 and 7x. First match wins.
+_PEAKS = (
+    ("tpu v2", 22.5e12),
+    ("tpu v3", 61.5e12),
+    ("tpu v4 lite", 138e12),
+    ("tpu v4", 275e12),
+    ("tpu v5 lite", 197e12),
+    ("tpu v5e", 197e12),
+    ("tpu v5", 459e12),
+    ("tpu v6", 918e12),
+    ("tpu7x", 1153.5e12),
+    ("tpu v7", 1153.5e12),
+    ("b200", 2250e12),
+    ("h200", 989e12),
+    ("h100 pcie", 756e12),
+    ("h100 nvl", 835e12),
+    ("h100", 989e12),
+    ("a100", 312e12),
+    ("l40s", 362e12),
+    ("l4", 121e12),
+    ("a10g", 70e12),
+    ("v100", 125e12),
+    ("t4", 65e12),
+    ("rtx 4090", 165e12),
+    ("rtx 3090", 71e12),
+)
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """FLOP/s that a device's data sheet promises in bfloat16; None where we don't know it."""
+    kind = device.device_kind.lower()
+    return next((peak for name, peak in _PEAKS if name in kind), None)
+
+
+def flops_per_token(config: Config, length: int) -> float:
+    """Operations that training on one token needs: 6 per active weight, and attention's products.
+
+    As in PaLM (arXiv:2204.02311 appendix B), attention counts all of the window, and neither
+    recomputation nor the embedding look-up counts.
+
+    Args:
+        config: the model.
+        length: of a window, in tokens.
+    """
+    pairs = sum(_score_width(la.mixer) * _span(la.mixer, length) for la in config.layers)
+    return 6.0 * (size(config).active + pairs)
+
+
+def _score_width(mixer: Attention | MLA) -> int:
+    """Multiplications per pair of query and key: scores, then values."""
+    if isinstance(mixer, MLA):
+        return mixer.heads * (mixer.nope_dim + mixer.rope_dim + mixer.v_dim)
+    return mixer.heads * mixer.head_dim * 2
+
+
+def _span(mixer: Attention | MLA, length: int) -> int:
+    window = getattr(mixer, "window", None)
+    return length if window is None else min(window, length)
