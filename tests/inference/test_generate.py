@@ -1,0 +1,96 @@
+"""Generation against the slow way: a full forward pass per token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from tests.examples import CONFIGS, random_params
+from zoo.inference.generate import _program
+
+PROMPTS = [[3, 14, 15, 92, 65], [35], list(range(40))]
+
+
+def one_by_one(model, params, prompt, count):
+    """Greedy continuation without a cache, all prefixes padded to one length."""
+    length = len(prompt) + count
+    row = np.zeros((1, length), np.int32)
+    row[0, : len(prompt)] = prompt
+    forward = jax.jit(lambda row: model.apply(params, row).logits.argmax(-1))
+    for i in range(len(prompt), length):
+        row[0, i] = forward(row)[0, i - 1]
+    return row[0, len(prompt) :].tolist()
+
+
+def test_greedy_equals_a_forward_pass_per_token(made):
+    model, params, _ = made
+    want = [one_by_one(model, params, prompt, 12) for prompt in PROMPTS]
+    assert zoo.generate(model, params, PROMPTS, 12) == want
+
+
+@pytest.fixture(scope="module")
+def small():
+    model = zoo.Decoder(CONFIGS["mla_moe"])
+    return model, random_params(model)
+
+
+def test_rows_do_not_depend_on_their_batch(small):
+    together = zoo.generate(*small, PROMPTS, 12)
+    assert together == [zoo.generate(*small, [prompt], 12)[0] for prompt in PROMPTS]
+
+
+def test_stops_at_eos_and_keeps_it(small):
+    free = zoo.generate(*small, PROMPTS, 12)
+    stop = free[0][4]
+    held = zoo.generate(*small, PROMPTS, 12, eos=[stop, 96])
+    for whole, cut in zip(free, held, strict=True):
+        ends = [i for i, token in enumerate(whole) if token in (stop, 96)]
+        assert cut == (whole[: ends[0] + 1] if ends else whole)
+    assert len(held[0]) <= 5
+
+
+def test_sampling_is_reproducible_and_follows_the_key(small):
+    draw = lambda seed: zoo.generate(  # noqa: E731
+        *small, PROMPTS, 12, temperature=1.5, top_k=50, top_p=0.95, rng=jax.random.key(seed)
+    )
+    assert draw(0) == draw(0)
+    assert draw(0) != draw(1)
+
+
+def test_top_k_of_one_is_greedy(small):
+    greedy = zoo.generate(*small, PROMPTS, 12)
+    assert zoo.generate(*small, PROMPTS, 12, temperature=2.0, top_k=1) == greedy
+
+
+def test_one_program_serves_prompts_of_a_bucket_and_all_temperatures(small):
+    zoo.generate(*small, PROMPTS, 5, temperature=1.0)
+    before = _program._cache_size()
+    zoo.generate(*small, [p[:-1] or p for p in PROMPTS], 5, temperature=0.3)
+    assert _program._cache_size() == before
+
+
+def test_bfloat16_runs_and_stacked_parameters_inside_jit_do_too(small):
+    model, params = small
+    made = zoo.generate(model.clone(dtype=jnp.bfloat16), params, PROMPTS, 4)
+    assert [len(row) for row in made] == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "says"),
+    [
+        ([], {}, "prompts is empty"),
+        ([[1], []], {}, "prompt 1 is empty"),
+        ([[1, 97]], {}, "token 97, outside the vocabulary of 97"),
+        ([[-1]], {}, "token -1, outside"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ([[1]], {"max_new_tokens": 2048}, "would pass the model's max_length=2048"),
+        ([[1]], {"temperature": -1.0}, "temperature=-1.0 must be positive"),
+        ([[1]], {"temperature": 1.0, "top_k": 0}, "top_k=0 must be at least 1"),
+        ([[1]], {"temperature": 1.0, "top_p": 1.5}, "top_p=1.5 must be above 0"),
+        ([[1]], {"temperature": 1.0, "min_p": 0.0}, "min_p=0.0 must be above 0"),
+    ],
+)
+def test_bad_input_is_refused_before_work(small, prompts, options, says):
+    with pytest.raises(ValueError, match=says):
+        zoo.generate(*small, prompts, **options)

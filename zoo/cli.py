@@ -1,0 +1,161 @@
+"""The `zoo` command: list, show, convert, generate, verify.
+
+Each verb is one call into the library. Errors of input end with one line and status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except BrokenPipeError:
+        return 0
+    except (ValueError, OSError) as e:
+        print(f"zoo {args.verb}: {e}", file=sys.stderr)
+        return 2
+
+
+def _list(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    import zoo
+    from zoo.describe import human, size
+
+    table = Table("preset", "family", "parameters", "active", "cache bytes/token", "max tokens")
+    for name in zoo.presets():
+        cfg = zoo.config(name)
+        if args.filter not in name:
+            continue
+        found = size(cfg)
+        counts = (human(found.parameters), human(found.active), f"{found.cache_bytes:,}")
+        table.add_row(name, cfg.family, *counts, f"{cfg.max_length:,}")
+    Console().print(table)
+
+
+def _show(args: argparse.Namespace) -> None:
+    import rich
+
+    from zoo.describe import tree
+
+    rich.print(tree(_config(args.model), args.model))
+
+
+def _convert(args: argparse.Namespace) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    import zoo
+    from zoo import checkpoint
+
+    dtype = None if args.dtype is None else jnp.dtype(args.dtype)
+    if checkpoint.is_run(args.source):
+        config, params, tokenizer = checkpoint.load_run(args.source)
+        zoo.save_hf(args.destination, config, params, tokenizer=tokenizer, dtype=dtype)
+    else:
+        found = zoo.load(args.source, dtype=dtype)
+        tokenizer = args.source if found.tokenizer is not None else None
+        checkpoint.save_run(args.destination, found.config, found.params, tokenizer)
+        jax.block_until_ready(found.params)
+    print(args.destination)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    import zoo
+
+    config, params, tokenizer, eos = _model(args.model)
+    dtype = jnp.dtype(args.dtype) if args.dtype else None
+    if dtype is None:
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    prompts = [tokenizer.encode(text, add_special_tokens=True).ids for text in args.prompt]
+    made = zoo.generate(
+        zoo.Decoder(config, dtype=dtype),
+        params,
+        prompts,
+        args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        eos=eos,
+        rng=jax.random.key(args.seed),
+    )
+    for text, tokens in zip(args.prompt, made, strict=True):
+        print(text + tokenizer.decode(tokens))
+
+
+def _verify(args: argparse.Namespace) -> int:
+    import zoo
+
+    verdict = zoo.verify(args.model)
+    print(verdict)
+    return 0 if verdict.ok else 1
+
+
+def _config(model: str):
+    import zoo
+    from zoo import checkpoint
+
+    if checkpoint.is_run(model):
+        return zoo.config_from_hf(checkpoint.read_run(model)["model"])
+    return zoo.config_from_hf(model) if Path(model).exists() else zoo.config(model)
+
+
+def _model(path: str):
+    """Config, parameters, `tokenizers.Tokenizer` and stop tokens of a run or a Hugging Face folder."""
+    import zoo
+    from zoo import checkpoint
+
+    if checkpoint.is_run(path):
+        raise ValueError(f"{path} is a run: generate from its export, {Path(path) / 'hf'}")
+    found = zoo.load(path)
+    if found.tokenizer is None:
+        raise ValueError(f"{path} has no tokenizer.json: put the model's tokenizer beside it")
+    return found.config, found.params, found.tokenizer, found.eos
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="zoo", description="Open language models in JAX.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    verb = verbs.add_parser("list", help="the presets, with their sizes")
+    verb.add_argument("filter", nargs="?", default="", help="show names that contain this")
+    verb.set_defaults(run=_list)
+
+    verb = verbs.add_parser("show", help="a model's tree of shapes, and its counts")
+    verb.add_argument("model", help="a preset, a Hugging Face folder, a config.json or a run")
+    verb.set_defaults(run=_show)
+
+    verb = verbs.add_parser("convert", help="a run to a Hugging Face folder, or the other way")
+    verb.add_argument("source", help="a run of train.py, or a Hugging Face folder")
+    verb.add_argument("destination", help="the folder to make")
+    verb.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="change the type")
+    verb.set_defaults(run=_convert)
+
+    verb = verbs.add_parser("generate", help="continue prompts")
+    verb.add_argument("model", help="a Hugging Face folder")
+    verb.add_argument("--prompt", action="append", required=True, help="text; may be repeated")
+    verb.add_argument("--max-new-tokens", type=int, default=64)
+    verb.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    verb.add_argument("--top-k", type=int)
+    verb.add_argument("--top-p", type=float)
+    verb.add_argument("--min-p", type=float)
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
+    verb.set_defaults(run=_generate)
+
+    verb = verbs.add_parser("verify", help="round trip, and logits where torch is installed")
+    verb.add_argument("model", help="a Hugging Face folder")
+    verb.set_defaults(run=_verify)
+    return parser

@@ -1,0 +1,158 @@
+"""Text from a model: prefill and decoding in one compiled program.
+
+Axes: B batch, T prompt length, S slots of the cache, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.cache import Cache, grow
+from zoo.decoder import Decoder
+from zoo.inference import unstack
+from zoo.inference.sampling import Sampling, check, choose
+
+BUCKET = 32
+"""Prompts are padded to multiples of this many tokens, so that few lengths compile."""
+
+
+def generate(
+    model: Decoder,
+    params: dict,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int = 64,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    eos: int | Sequence[int] = (),
+    rng: jax.Array | None = None,
+) -> list[list[int]]:
+    """Continues each prompt by up to `max_new_tokens` tokens.
+
+    Args:
+        model: the decoder; its dtype is that of the computation and of the cache.
+        params: of `model.init` or `zoo.load`.
+        prompts: token ids, of any lengths.
+        max_new_tokens: tokens to make at most.
+        temperature: divides the logits before sampling; 0 takes the likeliest token.
+        top_k: sample from the k likeliest tokens only.
+        top_p: sample from the fewest tokens that hold this much probability only.
+        min_p: sample from tokens at least this fraction as likely as the likeliest only.
+        eos: token or tokens that end a text; the one that did is the last of the result.
+        rng: a key of `jax.random`; None is `jax.random.key(0)`.
+
+    Returns:
+        The new tokens of each prompt.
+
+    Raises:
+        ValueError: an empty prompt, a token outside the vocabulary, more tokens than the model's
+            `max_length`, or a sampling value out of range.
+    """
+    sampling = Sampling(None if temperature == 0 else temperature, top_k, top_p, min_p)
+    check(sampling)
+    tokens, lengths = _pad(model, prompts, max_new_tokens)
+    stops = np.atleast_1d(np.asarray(eos, np.int32))
+    model, params = unstack.prepare(model, params)
+    key = jax.random.key(0) if rng is None else rng
+    made, count = _program(model, params, tokens, lengths, sampling, stops, key, max_new_tokens)
+    made, count = np.asarray(made), np.asarray(count)
+    return [row[:n].tolist() for row, n in zip(made, count, strict=True)]
+
+
+class _State(NamedTuple):
+    step: jax.Array  # i32[], tokens made so far
+    token: jax.Array  # i32[B], the newest
+    cache: Cache
+    done: jax.Array  # bool[B]
+    made: jax.Array  # i32[B, max_new_tokens]
+    count: jax.Array  # i32[B], tokens of each row that count
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7))
+def _program(
+    model: Decoder,
+    params: dict,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    sampling: Sampling,
+    stops: jax.Array,
+    key: jax.Array,
+    max_new_tokens: int,
+) -> tuple[jax.Array, jax.Array]:
+    batch, length = tokens.shape
+    out = model.apply(
+        params,
+        tokens,
+        segment_ids=(jnp.arange(length) < lengths[:, None]).astype(jnp.int32),
+        cache=unstack.init_cache(model, batch, length),
+        method="hidden",
+    )
+    last = jnp.take_along_axis(out.hidden, lengths[:, None, None] - 1, axis=1)
+    cache = grow(out.cache, max_new_tokens)
+
+    def pick(hidden: jax.Array, step: jax.Array) -> jax.Array:
+        logits = model.apply(params, hidden, method="logits")[:, 0]
+        return choose(logits, sampling, jax.random.fold_in(key, step))
+
+    def record(state: _State, token: jax.Array) -> _State:
+        alive = ~state.done
+        return _State(
+            state.step + 1,
+            token,
+            state.cache,
+            state.done | (token[:, None] == stops).any(-1),
+            jax.lax.dynamic_update_slice(state.made, token[:, None], (0, state.step)),
+            state.count + alive,
+        )
+
+    def advance(state: _State) -> _State:
+        alive = (~state.done)[:, None].astype(jnp.int32)
+        out = model.apply(
+            params, state.token[:, None], segment_ids=alive, cache=state.cache, method="hidden"
+        )
+        return record(state._replace(cache=out.cache), pick(out.hidden, state.step))
+
+    zero = jnp.zeros((batch,), jnp.int32)
+    empty = jnp.zeros((batch, max_new_tokens), jnp.int32)
+    start = _State(jnp.int32(0), zero, cache, zero.astype(bool), empty, zero)
+    state = jax.lax.while_loop(
+        lambda s: (s.step < max_new_tokens) & ~s.done.all(),
+        advance,
+        record(start, pick(last, jnp.int32(0))),
+    )
+    return state.made, state.count
+
+
+def _pad(model: Decoder, prompts: Any, max_new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = [np.asarray(prompt, np.int64).reshape(-1) for prompt in prompts]
+    if not rows:
+        raise ValueError("prompts is empty: give at least one")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    cfg = model.cfg
+    for i, row in enumerate(rows):
+        if not row.size:
+            raise ValueError(f"prompt {i} is empty: start it with at least one token (bos, say)")
+        if row.min() < 0 or row.max() >= cfg.vocab_size:
+            raise ValueError(
+                f"prompt {i} has token {row.max() if row.min() >= 0 else row.min()}, outside the "
+                f"vocabulary of {cfg.vocab_size}: was it made by another tokenizer?"
+            )
+        if row.size + max_new_tokens > cfg.max_length:
+            raise ValueError(
+                f"prompt {i} has {row.size} tokens, and {max_new_tokens} new ones would pass the "
+                f"model's max_length={cfg.max_length}: shorten one of them"
+            )
+    lengths = np.array([row.size for row in rows], np.int32)
+    tokens = np.zeros((len(rows), -(-lengths.max() // BUCKET) * BUCKET), np.int32)
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[: row.size] = row
+    return tokens, lengths

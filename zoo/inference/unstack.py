@@ -1,0 +1,59 @@
+"""Parameters and caches per layer, for decoding without the copies that a scan makes.
+
+Stacked parameters are the one public layout. On CPU a repeat's slice is a view of the same memory, so
+unstacking costs none; elsewhere parameters stay stacked, since a slice there would be a copy.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from zoo import cache as caches
+from zoo.config import Config
+from zoo.decoder import Decoder
+
+
+def prepare(model: Decoder, params: dict) -> tuple[Decoder, dict]:
+    """The model and parameters to decode with: unstacked where that is free, else as they are."""
+    leaves = jax.tree.leaves(params)
+    if model.unstacked or not all(_on_one_cpu(leaf) for leaf in leaves):
+        return model, params
+    return model.clone(unstacked=True), unstack(model.cfg, params)
+
+
+def unstack(cfg: Config, params: dict) -> dict:
+    """{"stack_0": [L, ...]} -> {"stack_0_0": [...], "stack_0_1": ...}; arrays on CPU are views."""
+    flat = {name: part for name, part in params["params"].items() if not name.startswith("stack_")}
+    for i, stack in enumerate(cfg.stacks):
+        whole = params["params"][f"stack_{i}"]
+        for r in range(stack.repeats):
+            flat[f"stack_{i}_{r}"] = jax.tree.map(lambda leaf, r=r: _slice(leaf, r), whole)
+    return {"params": flat}
+
+
+def init_cache(model: Decoder, batch: int, length: int) -> caches.Cache:
+    """An empty cache in the layout that `model` reads."""
+    empty = caches.init(model.cfg, batch, length, model.dtype)
+    if not model.unstacked:
+        return empty
+    stacks = {
+        f"stack_{i}": tuple(
+            jax.tree.map(lambda leaf, r=r: leaf[r], empty.stacks[f"stack_{i}"])
+            for r in range(stack.repeats)
+        )
+        for i, stack in enumerate(model.cfg.stacks)
+    }
+    return caches.Cache(empty.lengths, stacks)
+
+
+def _on_one_cpu(leaf: object) -> bool:
+    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+        return False
+    return len(leaf.devices()) == 1 and next(iter(leaf.devices())).platform == "cpu"
+
+
+def _slice(leaf: jax.Array, r: int) -> jax.Array:
+    if not _on_one_cpu(leaf):
+        return leaf[r]
+    return jax.device_put(np.asarray(leaf)[r], next(iter(leaf.devices())))
