@@ -38,6 +38,8 @@ def main(argv: list[str]) -> None:
         fail(e)
     except (ValueError, OSError) as e:
         fail(e, status=2)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on from the last checkpoint", status=130)
     if outcome.signal is not None:
         fail(
             f"stopped by {outcome.signal.name} after step {outcome.step}, which is saved in "

@@ -1,6 +1,7 @@
 """What a token costs in memory, in bytes that follow from the mathematics."""
 
 import jax.numpy as jnp
+import pytest
 
 from tests.examples import CONFIGS
 from zoo import cache
@@ -22,11 +23,12 @@ def test_grouped_query_attention_caches_kv_heads_only():
     assert cache.bytes_per_token(cfg, jnp.bfloat16) == 32 * 2 * 8 * 128 * 2
 
 
-def test_write_puts_rows_at_their_own_offsets(rng):
-    buffer = jnp.zeros((2, 6, 3))
-    new = jnp.asarray(rng.normal(size=(2, 2, 3)), jnp.float32)
+@pytest.mark.parametrize("heads", [(), (4,)])
+def test_write_puts_rows_at_their_own_offsets(rng, heads):
+    buffer = jnp.zeros((2, *heads, 6, 3))
+    new = jnp.asarray(rng.normal(size=(2, *heads, 2, 3)), jnp.float32)
     got = cache.write(buffer, new, jnp.array([1, 4]))
-    want = buffer.at[0, 1:3].set(new[0]).at[1, 4:6].set(new[1])
+    want = buffer.at[0, ..., 1:3, :].set(new[0]).at[1, ..., 4:6, :].set(new[1])
     assert (got == want).all()
 
 
@@ -35,4 +37,4 @@ def test_grow_keeps_tokens_and_adds_room():
     grown = cache.grow(state, 3)
     assert grown.stacks["stack_1"]["layer_0"].c.shape == (2, 2, 8, 32)
     state = cache.init(CONFIGS["dense"], 2, 5, jnp.float32)
-    assert cache.grow(state, 3).stacks["stack_0"]["layer_0"].k.shape == (3, 2, 8, 2, 16)
+    assert cache.grow(state, 3).stacks["stack_0"]["layer_0"].k.shape == (3, 2, 2, 8, 16)

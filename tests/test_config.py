@@ -1,4 +1,4 @@
-"""A config is a value: it hashes, compares, and refuses what cannot be built, naming field and fix."""
+"""A config is a value, and refuses what cannot be built, naming field and fix."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Properties of the decoder that hold for every config, each against another way to the same numbers."""
+"""Properties that hold for every config, each against another way to the same numbers."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Routers against a reading of the papers in loops, and the module against experts run one by one."""
+"""Routers against the papers read in loops, the module against experts run one by one."""
 
 import jax
 import jax.numpy as jnp

@@ -53,7 +53,7 @@ def test_llama3_keeps_short_waves_divides_long_and_blends_between():
 
 
 def test_yarn_of_deepseek_v3():
-    """theta 1e4, 64 dims, factor 40, original 4096, betas 32 and 1: the ramp spans dims 10 to 23."""
+    """64 dims, factor 40, original length 4096, betas 32 and 1: the ramp spans dims 10 to 23."""
     rope = Rope(64, scaling=YarnScaling(40.0, 4096, mscale=1.0, mscale_all_dim=1.0))
     plain, _ = frequencies(Rope(64))
     scaled, factor = frequencies(rope)

@@ -1,4 +1,4 @@
-"""Meshes by name, rules that say what they cannot do, and one program on eight simulated devices."""
+"""Meshes by name, rules that say what they cannot do, one program on eight devices."""
 
 import jax
 import numpy as np

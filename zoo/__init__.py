@@ -5,8 +5,9 @@
     ckpt = zoo.load("path/to/hf-folder")
     out = model.apply(ckpt.params, tokens)
 
-Read on in `zoo.config` (what a model is), `zoo.decoder` (what it does) and `zoo.models` (the families).
-Names are imported when they are first used, so that taking one part costs that part only.
+Read on in `zoo.config` (what a model is), `zoo.decoder` (what it does) and `zoo.models` (the
+families). Names are imported when they are first used, so that taking one part costs that part
+only.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Axes: L repeats of a stack, B batch, S slots, K kv heads, H head dimension, R latent rank.
 
-Row b of every buffer holds `lengths[b]` tokens in its first slots; what lies behind them is not read
-and will be overwritten, so prompts of different lengths are padded on the right.
+Row b of every buffer holds `lengths[b]` tokens in its first slots; what lies behind them is not
+read and will be overwritten, so prompts of different lengths are padded on the right.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from zoo.config import MLA, Attention, Config
 
 
 class KV(NamedTuple):
-    """Keys and values of grouped-query attention, [B, S, K, H] each."""
+    """Keys and values of grouped-query attention, [B, K, S, H] each.
+
+    Heads lead slots, so that a decoding step reads each head's slots in one piece.
+    """
 
     k: jax.Array
     v: jax.Array
@@ -33,7 +36,7 @@ class Latent(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """`lengths` i32[B] in tokens, and per stack and layer a `KV` or `Latent`, stacked over repeats."""
+    """`lengths` i32[B] in tokens, and by stack and layer a `KV` or `Latent`, repeats leading."""
 
     lengths: jax.Array
     stacks: dict[str, dict[str, KV | Latent]]
@@ -43,7 +46,7 @@ def init(cfg: Config, batch: int, length: int, dtype: jnp.dtype = jnp.bfloat16) 
     """An empty cache of `length` slots for each of `batch` rows."""
     stacks = {
         f"stack_{i}": {
-            f"layer_{j}": _buffers(layer.mixer, (stack.repeats, batch, length), dtype)
+            f"layer_{j}": _buffers(layer.mixer, stack.repeats, batch, length, dtype)
             for j, layer in enumerate(stack.layers)
         }
         for i, stack in enumerate(cfg.stacks)
@@ -58,37 +61,37 @@ def bytes_per_token(cfg: Config, dtype: jnp.dtype = jnp.bfloat16) -> int:
 
 
 def write(buffer: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:
-    """Puts new[B, T, ...] into buffer[B, S, ...] at slots offset[b] .. offset[b] + T of each row."""
-    if buffer.shape[1] == new.shape[1]:
-        return new.astype(buffer.dtype)
+    """Puts new[B, ..., T, H] into buffer[B, ..., S, H] at slots offset[b] .. offset[b] + T.
 
-    def row(buffer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    A chunk as long as the buffer starts at slot 0. Every row and head is written by itself: XLA
+    updates the buffer in place then, where one slice across heads would copy it on CPU.
+    """
+    new = new.astype(buffer.dtype)
+    if buffer.shape == new.shape:
+        return new
+
+    def place(buffer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(buffer, new, start, axis=0)
 
-    return jax.vmap(row)(buffer, new.astype(buffer.dtype), offset)
+    for _ in range(buffer.ndim - 3):
+        place = jax.vmap(place, in_axes=(0, 0, None))
+    return jax.vmap(place)(buffer, new, offset)
 
 
 def grow(cache: Cache, slots: int) -> Cache:
     """The cache with room for `slots` more tokens in each row."""
 
-    def pad(buffer: KV | Latent) -> KV | Latent:
-        axis = -3 if isinstance(buffer, KV) else -2
+    def widen(buffer: jax.Array) -> jax.Array:
+        return jnp.pad(buffer, [(0, 0)] * (buffer.ndim - 2) + [(0, slots), (0, 0)])
 
-        def widen(leaf: jax.Array) -> jax.Array:
-            widths = [(0, 0)] * leaf.ndim
-            widths[axis] = (0, slots)
-            return jnp.pad(leaf, widths)
-
-        return jax.tree.map(widen, buffer)
-
-    is_buffer = lambda node: isinstance(node, KV | Latent)  # noqa: E731
-    return Cache(cache.lengths, jax.tree.map(pad, cache.stacks, is_leaf=is_buffer))
+    return Cache(cache.lengths, jax.tree.map(widen, cache.stacks))
 
 
-def _buffers(mixer: Attention | MLA, lead: tuple[int, ...], dtype: jnp.dtype) -> KV | Latent:
+def _buffers(mixer: Attention | MLA, repeats: int, batch: int, length: int, dtype) -> KV | Latent:
     match mixer:
         case Attention():
-            shape = (*lead, mixer.kv_heads, mixer.head_dim)
+            shape = (repeats, batch, mixer.kv_heads, length, mixer.head_dim)
             return KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         case MLA():
-            return Latent(jnp.zeros((*lead, mixer.kv_rank + mixer.rope_dim), dtype))
+            width = mixer.kv_rank + mixer.rope_dim
+            return Latent(jnp.zeros((repeats, batch, length, width), dtype))

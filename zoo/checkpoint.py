@@ -365,7 +365,8 @@ def _mute(record: logging.LogRecord) -> bool:
     """Orbax tells a screenful per save, and warns of those without metrics, which are meant so."""
     if "orbax" not in record.pathname:
         return True
-    return record.levelno >= logging.WARNING and "did not provide metrics" not in record.getMessage()
+    expected = "did not provide metrics" in record.getMessage()
+    return record.levelno >= logging.WARNING and not expected
 
 
 logging.getLogger("absl").addFilter(_mute)

@@ -98,9 +98,15 @@ def _generate(args: argparse.Namespace) -> None:
 def _verify(args: argparse.Namespace) -> int:
     import zoo
 
-    verdict = zoo.verify(args.model)
-    print(verdict)
-    return 0 if verdict.ok else 1
+    found = zoo.verify(args.model)
+    changed = f"differs in {', '.join(found.differing)}" if found.differing else "byte-identical"
+    print(f"round trip  {changed} ({found.files} files, {found.bytes:,} bytes)")
+    if found.logits_error is None:
+        print("logits      not compared: install torch and transformers to do it")
+        return 0 if found.exact else 1
+    print(f"logits      within {found.logits_error:.1e} of transformers, relative to their scale")
+    print(f"greedy text {'identical' if found.greedy_equal else 'differs'}")
+    return 0 if found.exact and found.greedy_equal and found.logits_error < 1e-5 else 1
 
 
 def _config(model: str):
@@ -113,16 +119,23 @@ def _config(model: str):
 
 
 def _model(path: str):
-    """Config, parameters, `tokenizers.Tokenizer` and stop tokens of a run or a Hugging Face folder."""
+    """Config, parameters, `tokenizers.Tokenizer` and stop tokens of a run or a checkpoint."""
+    from tokenizers import Tokenizer
+
     import zoo
     from zoo import checkpoint
+    from zoo.data import load_tokenizer
 
     if checkpoint.is_run(path):
-        raise ValueError(f"{path} is a run: generate from its export, {Path(path) / 'hf'}")
+        config, params, folder = checkpoint.load_run(path)
+        if folder is None:
+            raise ValueError(f"{path} has no tokenizer: convert it, and add a tokenizer.json")
+        tokenizer = load_tokenizer(folder)
+        return config, params, Tokenizer.from_file(str(tokenizer.file)), (tokenizer.eos,)
     found = zoo.load(path)
     if found.tokenizer is None:
         raise ValueError(f"{path} has no tokenizer.json: put the model's tokenizer beside it")
-    return found.config, found.params, found.tokenizer, found.eos
+    return found.config, found.params, found.tokenizer, found.source.eos
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(run=_convert)
 
     verb = verbs.add_parser("generate", help="continue prompts")
-    verb.add_argument("model", help="a Hugging Face folder")
+    verb.add_argument("model", help="a Hugging Face folder, a repo id of the Hub, or a run")
     verb.add_argument("--prompt", action="append", required=True, help="text; may be repeated")
     verb.add_argument("--max-new-tokens", type=int, default=64)
     verb.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")

@@ -1,11 +1,12 @@
 """What a decoder is: nested frozen dataclasses, each with exactly one implementation.
 
-A model is a value. `Config` holds stacks, a stack repeats a short pattern of layers, and a layer is a
-mixer (attention) and a feed-forward network. `None` means absent. Nothing here names a model.
+A model is a value. `Config` holds stacks, a stack repeats a short pattern of layers, and a layer is
+a mixer (attention) and a feed-forward network. `None` means absent. Nothing here names a model.
 
     DeepSeek-V3 = Config(stacks=(Stack(3, (dense,)), Stack(58, (moe,))), ...)
 
-Sizes are counts of elements, lengths are tokens. All values are hashable, so `jax.jit` can specialise.
+Sizes are counts of elements, lengths are tokens. All values are hashable, so `jax.jit` can
+specialise.
 """
 
 from __future__ import annotations
@@ -26,10 +27,9 @@ def _positive(value: object, *names: str) -> None:
 
 
 def _one_of(value: object, name: str, allowed: tuple[str, ...]) -> None:
-    if getattr(value, name) not in allowed:
-        raise ValueError(
-            f"{type(value).__name__}.{name}={getattr(value, name)!r} must be one of {', '.join(allowed)}"
-        )
+    field, kind = getattr(value, name), type(value).__name__
+    if field not in allowed:
+        raise ValueError(f"{kind}.{name}={field!r} must be one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LinearScaling:
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Llama 3.1's scaling: long wavelengths divided by `factor`, short ones kept, a ramp between."""
+    """Llama 3.1's scaling: long waves divided by `factor`, short ones kept, a ramp between."""
 
     factor: float
     low_freq_factor: float
@@ -75,7 +75,8 @@ class YarnScaling:
     """YaRN (arXiv:2309.00071): a ramp over dimensions, and a factor on cos and sin.
 
     `attention_factor` multiplies cos and sin; `None` derives it from `factor`, `mscale` and
-    `mscale_all_dim` as transformers does. What DeepSeek puts into the softmax scale is in `MLA.scale`.
+    `mscale_all_dim` as transformers does. What DeepSeek puts into the softmax scale is in
+    `MLA.scale`.
     """
 
     factor: float
@@ -113,8 +114,9 @@ class Rope:
 class Attention:
     """Grouped-query attention (arXiv:2305.13245).
 
-    `window` keeps the last `window` tokens, the token itself included. `qk_norm` normalises each head
-    of q and k before the rotation (Qwen3). `scale` multiplies the scores; `None` is head_dim**-0.5.
+    `window` keeps the last `window` tokens, the token itself included. `qk_norm` normalises each
+    head of q and k before the rotation (Qwen3). `scale` multiplies the scores; `None` is
+    head_dim**-0.5.
     """
 
     heads: int
@@ -144,8 +146,8 @@ class Attention:
 class MLA:
     """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434 section 2.1).
 
-    Caches `kv_rank + rope_dim` values per token instead of expanded heads. `q_rank=None` projects the
-    queries directly. `norm` acts on both latents. `scale=None` is (nope_dim + rope_dim)**-0.5.
+    Caches `kv_rank + rope_dim` values per token instead of expanded heads. `q_rank=None` projects
+    the queries directly. `norm` acts on both latents. `scale=None` is (nope_dim + rope_dim)**-0.5.
     """
 
     heads: int
@@ -182,10 +184,11 @@ class MLP:
 class MoE:
     """Dropless mixture of experts: each token goes to `top_k` of `experts` MLPs of size `hidden`.
 
-    `score` turns router logits into affinities. `select_bias` adds a learnt-by-rule bias to the choice
-    only, not to the weights (DeepSeek-V3, arXiv:2412.19437 section 2.1.2). `groups` and `top_groups`
-    restrict the choice to the best groups. `renormalize` divides the chosen weights by their sum, then
-    `scale` multiplies them. `fp32_router` keeps the router product and the weights in float32.
+    `score` turns router logits into affinities. `select_bias` adds a learnt-by-rule bias to the
+    choice only, not to the weights (DeepSeek-V3, arXiv:2412.19437 section 2.1.2). `groups` and
+    `top_groups` restrict the choice to the best groups. `renormalize` divides the chosen weights by
+    their sum, then `scale` multiplies them. `fp32_router` keeps the router product and the weights
+    in float32.
     """
 
     experts: int

@@ -1,6 +1,7 @@
 """The decoder: embedding, stacks of layers, final norm and head, for every `Config` there is.
 
-Axes: B batch, T query positions, S slots, D embedding, V vocabulary, L repeats of a stack, E experts.
+Axes: B batch, T query positions, S slots, D embedding, V vocabulary, L repeats of a stack, E
+experts.
 
 A stack is one `nn.scan` over its repeats, so compile time does not grow with depth; parameters lead
 with L. `unstacked` reads the same layers as `stack_0_0`, `stack_0_1`, ... instead (see
@@ -43,7 +44,7 @@ class Output(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What all layers of a call share: rotation tables per distinct rope, offset i32[B], ids i32[B, T]."""
+    """What all layers share: rotation tables per distinct rope, offset i32[B], ids i32[B, T]."""
 
     turns: tuple[tuple[jax.Array, jax.Array], ...]
     offset: jax.Array | None
@@ -161,7 +162,8 @@ class Decoder(nn.Module):
             tokens: i32[B, T].
             segment_ids: i32[B, T]; 0 is padding, other values name documents packed into a row, and
                 tokens see their own document only. None is one document per row.
-            positions: i32[B, T], for rotary embedding only; None counts on from the cache or from 0.
+            positions: i32[B, T], for rotary embedding only; None counts on from the cache or from
+                0.
             cache: of `zoo.cache.init`; the tokens are written behind those it holds, and rows with
                 padding on the right keep it out of `lengths`.
 

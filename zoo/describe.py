@@ -21,9 +21,9 @@ from zoo.decoder import Decoder
 class Size(NamedTuple):
     """Counts of one model.
 
-    `parameters` in all; `active` of them work on a token: all but the experts it is not sent to, and
-    of the embedding table, unless it is the head too, nothing but a row; `cache_bytes` per token in
-    bfloat16.
+    `parameters` in all; `active` of them work on a token: all but the experts it is not sent to,
+    and of the embedding table, unless it is the head too, nothing but a row; `cache_bytes` per
+    token in bfloat16.
     """
 
     parameters: int

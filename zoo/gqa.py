@@ -39,7 +39,7 @@ class GroupedQueryAttention(nn.Module):
         Args:
             x: dtype[B, T, D].
             turn: cos and sin of `zoo.rope.tables`, or None without positions.
-            cache: `KV` of [B, S, K, H]; with S == T it is being filled from empty.
+            cache: `KV` of [B, K, S, H]; with S == T it is being filled from empty.
             offset: i32[B], the tokens already in each row of the cache.
             segment_ids: i32[B, T], documents packed in a row; tokens see their own only.
 
@@ -66,11 +66,15 @@ class GroupedQueryAttention(nn.Module):
         if spec.rope is not None:
             q, k = (rotate(t, *turn, spec.rope.interleaved) for t in (q, k))
         if cache is not None:
-            filled = cache.k.shape[1] == x.shape[1]
-            cache = caches.KV(caches.write(cache.k, k, offset), caches.write(cache.v, v, offset))
-            if not filled:
-                k, v = (t.astype(self.dtype) for t in cache)
-            offset = None if filled else offset
+            held = caches.KV(*(
+                caches.write(buffer, new.swapaxes(1, 2), offset)
+                for buffer, new in zip(cache, (k, v), strict=True)
+            ))  # fmt: skip
+            if held.k.shape[2] == x.shape[1]:
+                offset = None
+            else:
+                k, v = (buffer.swapaxes(1, 2).astype(self.dtype) for buffer in held)
+            cache = held
         out = kernels.attend(
             q, k, v,
             scale=spec.head_dim**-0.5 if spec.scale is None else spec.scale,

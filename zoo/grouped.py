@@ -5,7 +5,7 @@ M = T * C rows, one for each choice of a token.
 
 The idea of sorting instead of dropping or padding is MegaBlocks' (arXiv:2211.15841). Rows move only
 by gathers, forward and backward: a sort is a permutation, so its transpose is the gather by the
-inverse permutation, and scatters, which are slow on every platform, never appear.
+inverse permutation, and no rows are scattered, which is slow on every platform.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def sort_by_expert(experts: jax.Array, num_experts: int) -> Order:
 @jax.custom_vjp
 def dispatch(x: jax.Array, order: Order) -> jax.Array:
     """The token of each sorted row: dtype[T, D] -> dtype[M, D]."""
-    return x[order.rows // (order.rows.size // x.shape[0])]
+    return _take(x, order.rows // (order.rows.size // x.shape[0]))
 
 
 def _dispatch_forward(x, order):
@@ -95,31 +95,38 @@ def _dispatch_forward(x, order):
 
 def _dispatch_backward(saved, grad):
     order, tokens = saved
-    choices = grad[order.inverse].reshape(tokens, -1, grad.shape[1])
-    return jnp.sum(choices, axis=1, dtype=jnp.float32).astype(grad.dtype), None
+    places = order.inverse.reshape(tokens, -1).T
+    total = sum(_take(grad, place).astype(jnp.float32) for place in places)
+    return total.astype(grad.dtype), None
 
 
 dispatch.defvjp(_dispatch_forward, _dispatch_backward)
 
 
+@jax.custom_vjp
 def combine(rows: jax.Array, weights: jax.Array, order: Order) -> jax.Array:
     """Sums the weighted rows of each token: dtype[M, D], f32[T, C] -> dtype[T, D]."""
-    choices = permute(rows, order.inverse, order.rows).reshape(*weights.shape, -1)
-    return jnp.einsum("tcd,tc->td", choices, weights.astype(jnp.float32)).astype(rows.dtype)
+    places = order.inverse.reshape(weights.shape).T
+    scales = weights.astype(jnp.float32).T[..., None]
+    total = sum(_take(rows, place) * scale for place, scale in zip(places, scales, strict=True))
+    return total.astype(rows.dtype)
 
 
-@jax.custom_vjp
-def permute(x: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
-    """Rows of x[M, ...] in another order, i32[M], whose inverse permutation is `inverse`."""
-    return x[order]
+def _combine_forward(rows, weights, order):
+    return combine(rows, weights, order), (rows, weights, order)
 
 
-def _permute_forward(x, order, inverse):
-    return x[order], inverse
+def _combine_backward(saved, grad):
+    rows, weights, order = saved
+    grads = _take(grad, order.rows // weights.shape[1]).astype(jnp.float32)
+    scales = _take(weights.reshape(-1).astype(jnp.float32), order.rows)
+    weight_grad = _take(jnp.sum(grads * rows, axis=1), order.inverse)
+    rows_grad = (grads * scales[:, None]).astype(rows.dtype)
+    return rows_grad, weight_grad.reshape(weights.shape).astype(weights.dtype), None
 
 
-def _permute_backward(inverse, grad):
-    return grad[inverse], None, None
+combine.defvjp(_combine_forward, _combine_backward)
 
 
-permute.defvjp(_permute_forward, _permute_backward)
+def _take(x, index):
+    return x.at[index].get(mode="promise_in_bounds")

@@ -6,7 +6,7 @@ XLA's own `ragged_dot` is dense over experts on CPU. Here a `while` loop visits 
 that own rows, copies an expert's matrix once, and takes that expert's rows in blocks: as many of
 each whole size as fit, then one block of the smallest size that holds the rest. Sizes below `STEP`
 are powers of two and those up to `WHOLE` its multiples, so at most `STEP - 1` rows per expert and
-less than half of any product are padding, however the rows are spread. An expert with a single row,
+at most half of any product are padding, however the rows are spread. An expert with a single row,
 as in decoding, is a product of vectors that reads the matrix where it lies.
 
 Choices of a size are loops that run at most once: XLA updates the state of a loop in place, while
@@ -42,10 +42,9 @@ def tgmm(lhs: jax.Array, grad: jax.Array, group_sizes: jax.Array) -> jax.Array:
 
     def visit(group, row, end, out):
         def block(start, size, mask, out):
-            left, right = mask(_rows(lhs, start, size)), mask(_rows(grad, start, size))
-            product = lax.dot_general(left, right, (((0,), (0,)), ((), ())))
-            total = lax.dynamic_index_in_dim(out, group) + product[None]
-            return lax.dynamic_update_slice_in_dim(out, total, group, 0)
+            rows, grads = (mask(_float(_read(x, start, size))) for x in (lhs, grad))
+            product = lax.dot_general(rows, grads, (((0,), (0,)), ((), ())))
+            return _write(out, group, _read(out, group, 1) + product[None])
 
         return _in_blocks(lhs.shape[0], sizes, row, end, block, out)
 
@@ -57,24 +56,18 @@ def _gmm(lhs, rhs, group_sizes, contract: int):
     sizes = block_sizes(lhs.shape[0], group_sizes.shape[0])
 
     def visit(group, row, end, out):
-        def matrix():
-            return lax.dynamic_index_in_dim(rhs, group, keepdims=False).astype(jnp.float32)
-
         def single(out):
-            vector = jnp.expand_dims(_rows(lhs, row, 1)[0], 1 - contract)
-            product = jnp.sum(vector * matrix(), axis=contract)[None]
-            return lax.dynamic_update_slice_in_dim(out, product.astype(out.dtype), row, 0)
+            vector = jnp.expand_dims(_float(_read(lhs, row, 1))[0], 1 - contract)
+            product = jnp.sum(vector * _float(_read(rhs, group, 1))[0], axis=contract)
+            return _write(out, row, product.astype(out.dtype)[None])
 
         def several(out):
-            copied = matrix()
+            matrix = _float(_read(rhs, group, 1))[0]
 
             def block(start, size, mask, out):
-                product = lax.dot_general(
-                    _rows(lhs, start, size), copied, (((1,), (contract,)), ((), ()))
-                )
-                old = lax.dynamic_slice_in_dim(out, start, size)
-                product = mask(product.astype(out.dtype), old)
-                return lax.dynamic_update_slice_in_dim(out, product, start, 0)
+                rows = _float(_read(lhs, start, size))
+                product = lax.dot_general(rows, matrix, (((1,), (contract,)), ((), ())))
+                return _write(out, start, mask(product.astype(out.dtype), _read(out, start, size)))
 
             return _in_blocks(lhs.shape[0], sizes, row, end, block, out)
 
@@ -103,15 +96,18 @@ def block_sizes(rows: int, experts: int) -> tuple[tuple[int, ...], tuple[int, ..
     while largest < LARGEST and largest * experts < rows:
         largest *= 2
     whole = [size for size in (1024, 512, 256, 128) if WHOLE <= size <= min(largest, rows)]
-    rest = [size for size in (1, 2, 4, 8, *range(STEP, WHOLE, STEP)) if size < rows]
+    rest = [size for size in (2, 4, 8, *range(STEP, WHOLE, STEP)) if size < rows]
     return tuple(whole), (*rest, min(WHOLE, rows))
 
 
 def _in_blocks(rows: int, sizes, row, end, block: Callable, state):
-    """Covers rows [row, end) by calls of block(start, size, mask, state) of static sizes."""
+    """Covers rows [row, end) by calls of block(start, size, mask, state) of static sizes.
+
+    A block that would reach beyond the last row of all starts earlier, as `_read` and `_write` do.
+    """
     whole, rest = sizes
     for size in whole:
-        count = (end - row) // size
+        count = lax.div(end - row, size)
 
         def step(index, state, size=size, row=row):
             return block(row + index * size, size, _keep, state)
@@ -119,10 +115,9 @@ def _in_blocks(rows: int, sizes, row, end, block: Callable, state):
         state = lax.fori_loop(0, count, step, state)
         row = row + count * size
     for smaller, size in zip((0, *rest), rest, strict=False):
-        start = jnp.minimum(row, rows - size)
 
-        def last(state, size=size, start=start, row=row):
-            return block(start, size, _mask(start, size, row, end), state)
+        def last(state, size=size, row=row):
+            return block(row, size, _mask(jnp.minimum(row, rows - size), size, row, end), state)
 
         state = _when((end - row > smaller) & (end - row <= size), last, state)
     return state
@@ -137,8 +132,20 @@ def _when(condition, update: Callable, state):
     )[1]
 
 
-def _rows(x, start, size: int):
-    return lax.dynamic_slice_in_dim(x, start, size).astype(jnp.float32)
+def _read(x, start, size: int):
+    """x[start : start + size], moved back where it would end beyond x."""
+    starts, sizes = (start, *(0,) * (x.ndim - 1)), (size, *x.shape[1:])
+    return lax.dynamic_slice(x, starts, sizes, allow_negative_indices=False)
+
+
+def _write(x, start, rows):
+    """x with `rows` at `start`, moved back where they would end beyond x."""
+    starts = (start, *(0,) * (x.ndim - 1))
+    return lax.dynamic_update_slice(x, rows, starts, allow_negative_indices=False)
+
+
+def _float(x):
+    return x.astype(jnp.float32)
 
 
 def _keep(x, other=0):

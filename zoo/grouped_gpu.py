@@ -70,7 +70,7 @@ def _gmm(lhs, rhs, group_sizes, transposed: bool, interpret: bool):
     out = pl.pallas_call(
         kernel,
         out_shape=jax.ShapeDtypeStruct((rows, out_width), lhs.dtype),
-        grid=(pl.cdiv(out_width, tile_out), tiles),
+        grid=(tiles * pl.cdiv(out_width, tile_out),),
         compiler_params=triton.CompilerParams(num_warps=8, num_stages=3),
         interpret=interpret,
         name="grouped_matmul",
@@ -95,7 +95,8 @@ def _tiles_of_groups(group_sizes, tile_rows: int, tiles: int):
 def _gmm_kernel(
     lhs, rhs, group, start, end, out, *, width, out_width, tile_rows, tile_out, transposed
 ):
-    tile, first, last = pl.program_id(1), pl.program_id(0) * tile_out, out_width
+    across = pl.cdiv(out_width, tile_out)
+    tile, first = pl.program_id(0) // across, pl.program_id(0) % across * tile_out
     row, row_end = start[tile], end[tile]
 
     @pl.when(row < row_end)
@@ -109,14 +110,14 @@ def _gmm_kernel(
             inner = index * depth + jnp.arange(depth)
             a = _load(lhs, rows, inner, rows < row_end, inner < width)
             if transposed:
-                b = _load(rhs, above + columns, inner, columns < last, inner < width)
+                b = _load(rhs, above + columns, inner, columns < out_width, inner < width)
                 return total + _dot(a, b, ((1,), (1,)))
-            b = _load(rhs, above + inner, columns, inner < width, columns < last)
+            b = _load(rhs, above + inner, columns, inner < width, columns < out_width)
             return total + _dot(a, b, ((1,), (0,)))
 
         total = jnp.zeros((tile_rows, tile_out), jnp.float32)
         total = lax.fori_loop(0, pl.cdiv(width, depth), step, total)
-        _store(out, rows, columns, total, rows < row_end, columns < last)
+        _store(out, rows, columns, total, rows < row_end, columns < out_width)
 
 
 def _tgmm_kernel(lhs, grad, starts, ends, out, *, width, out_width, tile_d, tile_f):

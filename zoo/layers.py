@@ -1,7 +1,7 @@
 """Norms, linear maps and embeddings: the only place that creates parameters.
 
-Axes: B batch, T positions, D embedding, F hidden of the MLP, V vocabulary. Weights are shaped in einsum
-order (input axes, then output axes) and carry logical axis names for `zoo.sharding`.
+Axes: B batch, T positions, D embedding, F hidden of the MLP, V vocabulary. Weights are shaped in
+einsum order (input axes, then output axes) and carry logical axis names for `zoo.sharding`.
 Parameters live in `param_dtype`; products run in `dtype`.
 """
 

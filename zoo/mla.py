@@ -2,9 +2,10 @@
 
 Axes: B batch, T query positions, S slots, D embedding, N heads, R = kv_rank, P = rope_dim.
 
-Keys and values of all heads are projections of one latent per token, beside one rotated key that all
-heads share. Within a sequence the heads are expanded; against a cache the projections are absorbed into
-the query and the output instead, so that a step reads R + P values per token and no more.
+Keys and values of all heads are projections of one latent per token, beside one rotated key that
+all heads share. Within a sequence the heads are expanded; against a cache the projections are
+absorbed into the query and the output instead, so that a step reads R + P values per token and no
+more.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from zoo.layers import ACTIVATIONS, GatedMLP, Linear
 
 
 class Routing(NamedTuple):
-    """`experts` i32[T, C], their `weights` f32[T, C], and `prob` f32[T, E] that sums to 1 per token."""
+    """`experts` i32[T, C], their `weights` f32[T, C], and `prob` f32[T, E], 1 in all per token."""
 
     experts: jax.Array
     weights: jax.Array

@@ -1,9 +1,11 @@
-"""Rotary position embedding (RoFormer, arXiv:2104.09864) and its long-context scalings, as functions.
+"""Rotary position embedding (RoFormer, arXiv:2104.09864) and its long-context scalings, as
+functions.
 
 Axes: B batch, T query positions, N heads, H head dimension, P = rope.dim / 2 rotated pairs.
 
-`frequencies` is host arithmetic on a `Rope`; `tables` turns positions into cos and sin once per call;
-`rotate` applies them. Follows `modeling_rope_utils.py` of transformers in order and in precision.
+`frequencies` is host arithmetic on a `Rope`; `tables` turns positions into cos and sin once per
+call; `rotate` applies them. Follows `modeling_rope_utils.py` of transformers in order and in
+precision.
 """
 
 from __future__ import annotations

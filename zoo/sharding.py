@@ -1,7 +1,7 @@
 """Named meshes and the rules that lay logical axes onto them.
 
-Parameters and activations carry logical axis names (`embed`, `heads`, `experts`, `batch`, ...). A rule
-table maps each to a mesh axis, to several, or to None, and `shardings` turns that into one
+Parameters and activations carry logical axis names (`embed`, `heads`, `experts`, `batch`, ...). A
+rule table maps each to a mesh axis, to several, or to None, and `shardings` turns that into one
 `NamedSharding` per parameter. Mesh axes: data fsdp expert tensor context stage.
 """
 

@@ -9,8 +9,9 @@ from zoo.hf.layout import count
 
 # Parameters in billions: all, and those that a token uses. From the models' papers and cards:
 # Llama 2 arXiv:2307.09288 and the safetensors sizes of its repos, Llama 3 arXiv:2407.21783 table 3
-# and its cards (8.03B, 70.6B, 1.23B, 3.21B), Yi arXiv:2403.04652, SmolLM2-135M's card, Qwen3 arXiv:2505.09388 tables 1
-# and 2, Qwen3-Coder's card, DeepSeek-V3 arXiv:2412.19437 (671B, 37B), Kimi K2 arXiv:2507.20534.
+# and its cards (8.03B, 70.6B, 1.23B, 3.21B), Yi arXiv:2403.04652, SmolLM2-135M's card,
+# Qwen3 arXiv:2505.09388 tables 1 and 2, Qwen3-Coder's card, DeepSeek-V3 arXiv:2412.19437 (671B,
+# 37B), Kimi K2 arXiv:2507.20534.
 PUBLISHED = {
     "llama-2-7b": (6.74, None),
     "llama-2-13b": (13.02, None),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tests.training.test_checkpoint import assert_equal
 from tests.training.tiny import get_config
 from zoo import checkpoint
 from zoo.training import loop
-from zoo.training.logs import read_metrics
+from zoo.training.logs import Display, read_metrics
 from zoo.training.measure import measure
 from zoo.training.run import prepare_run
 from zoo.training.settings import from_config
@@ -137,30 +138,39 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, cache, tmp_path,
     assert (workdir / "evaluation.json").exists()
 
 
-def test_loss_that_explodes_stops_and_keeps_the_good(tmp_path, cache):
-    changes = {"optimizer.learning_rate": 1e30, "optimizer.warmup": 48, "optimizer.clip": None}
-    with pytest.raises(loop.NotFinite, match=r"step \d+: (nan|inf).*learning_rate"):
-        loop.run(settings(**changes, **{"checkpoint.every": 1}), tmp_path / "bad", cache)
-    found = checkpoint.Checkpoints(tmp_path / "bad")
-    for step in found._manager.all_steps():
-        params = found.restore_params(zoo.config_from_hf(get_config().model.to_dict()), step)
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
-    found.close()
-
-
-def test_nan_is_told_with_the_last_good_step(finished, tmp_path, cache):
-    """From the finished run's weights with one of them made NaN after a good checkpoint."""
-    run = prepare_run(settings(), tmp_path / "run", cache)
-    signal_ = loop.train(run)
-    assert signal_ is None
-    state = run.state
-    broken = jax.tree.map(lambda x: x.at[...].set(np.nan), state.params)
-    run.state, run.settings = state.replace(params=broken), settings(steps=60)
-    run.extra = {"data": loop.train_batches(run.data).get_state()}
-    with pytest.raises(loop.NotFinite, match=r"Step 48 is saved and good.*--config.init_from"):
+def test_nan_stops_and_keeps_the_last_good_step(finished, tmp_path, cache):
+    """A weight becomes NaN after step 32, as if the update had overflowed."""
+    workdir = tmp_path / "whole"
+    shutil.copytree(finished[0], workdir)
+    shutil.rmtree(workdir / "checkpoints/48")
+    run = prepare_run(settings(), workdir, cache)
+    run.state = run.state.replace(params=jax.tree.map(lambda x: x * np.nan, run.state.params))
+    with pytest.raises(loop.NotFinite, match=r"step 33: nan.*Step 32 is saved.*init_from") as e:
         loop.train(run)
     run.checkpoints.close()
-    assert checkpoint.Checkpoints(tmp_path / "run").latest == 48
+    assert "optimizer.learning_rate" in str(e.value)
+    kept = checkpoint.Checkpoints(workdir)
+    assert kept.latest == 32
+    params = kept.restore_params(run.config, 32)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+    kept.close()
+
+
+def test_nan_that_the_last_update_made_is_not_saved(finished, tmp_path, cache):
+    """The loss before the update is fine, so only a look at the new state can tell."""
+    workdir = tmp_path / "whole"
+    shutil.copytree(finished[0], workdir)
+    shutil.rmtree(workdir / "checkpoints/48")
+    run = prepare_run(settings(), workdir, cache)
+    with Display(48, 32) as display:
+        steps = loop._Loop(run, display)
+        steps.advance()
+        run.state = run.state.replace(params=jax.tree.map(lambda x: x * np.inf, run.state.params))
+        with pytest.raises(loop.NotFinite, match=r"step 33: .* after the update"):
+            steps.save()
+        steps.close()
+    run.checkpoints.close()
+    assert checkpoint.Checkpoints(workdir).latest == 32
 
 
 def test_workdir_of_another_run_is_refused_before_work(finished, cache):

@@ -127,13 +127,15 @@ class _Values:
         self.rows: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
 
     def arrays(self, specs: tuple[Spec, ...]) -> Iterator[np.ndarray]:
+        """Each tensor in turn, in one buffer that the next one overwrites."""
+        buffer = strided.empty((max((s.nbytes for s in specs), default=0),), np.dtype(np.uint8))
         for spec in specs:
             tensor = self.tensors.get(spec.name)
             if tensor is None:
                 yield self.source[spec.name]
                 self.source.places[spec.name].release(spec.name)
                 continue
-            out = strided.empty(spec.shape, spec.dtype)
+            out = buffer[: spec.nbytes].view(spec.dtype).reshape(spec.shape)
             for view, part in zip(tensor.views(out), tensor.parts, strict=True):
                 strided.copy(view, self._part(part.path, part.at))
             yield out

@@ -67,6 +67,14 @@ class Source:
         """Which file holds a tensor."""
         return {name: file for file in self.files for name in file.specs}
 
+    @functools.cached_property
+    def eos(self) -> tuple[int, ...]:
+        """Tokens that end a text: generation_config.json's, else config.json's, else none."""
+        path = self.folder / GENERATION
+        generation = _object(path, path.read_bytes()) if path in self.others else {}
+        found = generation.get("eos_token_id", self.config.get("eos_token_id"))
+        return () if found is None else tuple(np.atleast_1d(found).tolist())
+
     def __getitem__(self, name: str) -> np.ndarray:
         """A read-only view of a tensor in its mapped file."""
         return self.places[name][name]

@@ -17,8 +17,10 @@ class Sampling(NamedTuple):
     Attributes:
         temperature: f32[], divides the logits; None is greedy.
         top_k: i32[], keeps the k likeliest tokens.
-        top_p: f32[], keeps the fewest likeliest tokens whose probability reaches p (arXiv:1904.09751).
-        min_p: f32[], keeps tokens at least min_p times as likely as the likeliest (arXiv:2407.01082).
+        top_p: f32[], keeps the fewest likeliest tokens whose probability reaches p
+            (arXiv:1904.09751).
+        min_p: f32[], keeps tokens at least min_p times as likely as the likeliest
+            (arXiv:2407.01082).
     """
 
     temperature: jax.Array | float | None = None

@@ -1,7 +1,7 @@
 """Parameters and caches per layer, for decoding without the copies that a scan makes.
 
-Stacked parameters are the one public layout. On CPU a repeat's slice is a view of the same memory, so
-unstacking costs none; elsewhere parameters stay stacked, since a slice there would be a copy.
+Stacked parameters are the one public layout. On CPU a repeat's slice is a view of the same memory,
+so unstacking costs none; elsewhere parameters stay stacked, since a slice there would be a copy.
 """
 
 from __future__ import annotations

@@ -6,15 +6,13 @@ checkpoint, so that the same command goes on where it stopped, bit for bit.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from signal import Signals
 
 import jax
+from absl import logging
 
 from zoo.data import eval_batches, train_batches
 from zoo.training.evaluate import evaluate
@@ -25,7 +23,7 @@ from zoo.training.run import Run, prepare_run
 from zoo.training.settings import Settings
 from zoo.training.signals import StopRequest
 from zoo.training.step import make_step
-from zoo.training.throughput import flops_per_token, peak_flops
+from zoo.training.throughput import Speed, flops_per_token, peak_flops
 
 
 class NotFinite(RuntimeError):
@@ -56,6 +54,8 @@ def run(
         NotFinite: the loss left the finite numbers.
         SaveError: a checkpoint could not be written.
     """
+    if jax.device_count() > 1:
+        logging.warning("Training uses one of the %d devices", jax.device_count())
     prepared = prepare_run(settings, workdir, cache_dir)
     try:
         signal = train(prepared)
@@ -109,7 +109,7 @@ class _Loop:
         self._pending: tuple[int, dict] | None = None
         self._batch: dict | None = None
         self._saved = run.step
-        self._tokens, self._clock = 0.0, None
+        self._speed = Speed()
 
     def advance(self) -> None:
         """One step, and what is due after it."""
@@ -130,7 +130,7 @@ class _Loop:
         self._read_back()
         if self.step == self._saved:
             return
-        with self._pause():
+        with self._speed.paused():
             if loss is None:
                 self._require_finite(self._loss_now(), "after the update")
             self.run.checkpoints.save(self.run.state, {"data": self._batches.get_state()}, loss)
@@ -146,38 +146,36 @@ class _Loop:
         metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
         self._require_finite(metrics["loss"], "of the batch", step)
         self._require_finite(metrics["grad_norm"], "is the norm of the gradient", step)
-        self._tokens += metrics["tokens"]
-        if self._clock is None:
-            self._tokens, self._clock = 0.0, time.perf_counter()
-        if step % self.run.settings.log_every and step != self.run.settings.steps:
+        self._speed.add(metrics["tokens"])
+        settings = self.run.settings
+        if step % settings.log_every and step != settings.steps:
             return
-        seconds = time.perf_counter() - self._clock
-        speed = self._tokens / seconds if self._tokens else None
+        speed = self._speed.take()
         mfu = speed * self._flops / self._peak if speed and self._peak else None
-        self._tokens, self._clock = 0.0, time.perf_counter()
-        rate = float(learning_rate(self.run.settings.optimizer, self.run.settings.steps, step))
-        rate = float(f"{rate:.6g}")
-        rounded = {"tokens_per_second": speed and round(speed, 1), "mfu": mfu and round(mfu, 4)}
-        self._writer.write({"step": step, "learning_rate": rate, **metrics, **rounded})
+        rate = float(learning_rate(settings.optimizer, settings.steps, step))
+        record = {
+            "step": step,
+            "learning_rate": float(f"{rate:.6g}"),  # float32 has no more digits.
+            **metrics,
+            "tokens_per_second": speed and round(speed, 1),
+            "mfu": mfu and round(mfu, 4),
+        }
+        self._writer.write(record)
         self._display.update(step, metrics["loss"], speed, mfu)
 
     def _validate(self) -> float:
         self._read_back()
         run, spec = self.run, self.run.settings.evaluation
-        with self._pause():
+        with self._speed.paused():
             batches = eval_batches(run.data, spec.split, run.eval_rows, limit=spec.batches)
             report = evaluate(
                 run.eval_step, run.state.params, batches, run.config,
                 run.bytes_per_target(spec.split),
             )  # fmt: skip
             self._require_finite(report.loss, f"on {spec.split}")
-            self._writer.write(
-                {
-                    "step": self.step,
-                    "validation_loss": report.loss,
-                    "validation_bits_per_byte": report.bits_per_byte,
-                }
-            )
+            found = {"loss": report.loss, "bits_per_byte": report.bits_per_byte}
+            found = {f"validation_{name}": value for name, value in found.items()}
+            self._writer.write({"step": self.step, **found})
             self._display.validated(self.step, report.loss)
             if run.settings.samples.often and self.step < run.settings.steps:
                 write_samples(run, run.workdir / "samples" / f"{self.step}.txt")
@@ -200,11 +198,3 @@ class _Loop:
             f"optimizer.clip, in another --workdir"
             + (f", from these weights with --config.init_from={run.workdir}" if last else "")
         )
-
-    @contextlib.contextmanager
-    def _pause(self) -> Iterator[None]:
-        """Keeps what is not training out of its speed."""
-        start = time.perf_counter()
-        yield
-        if self._clock is not None:
-            self._clock += time.perf_counter() - start

@@ -95,7 +95,7 @@ def prepare_run(
     resuming = checkpoint.is_run(workdir)
     if resuming:
         checkpoint.check_run(workdir, record, free=(*_FREE, "data"))
-    elif workdir.is_dir() and (workdir / checkpoint.CHECKPOINTS).exists():
+    elif any((workdir / checkpoint.CHECKPOINTS).glob("[0-9]*")):
         raise ValueError(
             f"{workdir} has checkpoints and no {checkpoint.RUN_FILE}, so nobody can tell of what: "
             "choose another --workdir"

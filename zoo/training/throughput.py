@@ -1,6 +1,10 @@
-"""How fast a run is: floating-point operations per token, peaks of devices, and their ratio."""
+"""How fast a run is: tokens per second, operations per token, and peaks of devices."""
 
 from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
 
 import jax
 
@@ -34,6 +38,35 @@ _PEAKS = (
     ("rtx 4090", 165e12),
     ("rtx 3090", 71e12),
 )
+
+
+class Speed:
+    """Tokens per second between two readings, without what compiles before the first step."""
+
+    def __init__(self):
+        self._tokens, self._since = 0.0, None
+
+    def add(self, tokens: float) -> None:
+        """Counts a step that is done; the first one starts the clock."""
+        if self._since is None:
+            self._since = time.perf_counter()
+        else:
+            self._tokens += tokens
+
+    def take(self) -> float | None:
+        """The speed since the last call, None where no step was timed."""
+        now = time.perf_counter()
+        speed = self._tokens / (now - self._since) if self._tokens else None
+        self._tokens, self._since = 0.0, now
+        return speed
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keeps what is not training out of the speed."""
+        start = time.perf_counter()
+        yield
+        if self._since is not None:
+            self._since += time.perf_counter() - start
 
 
 def peak_flops(device: jax.Device) -> float | None:

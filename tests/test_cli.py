@@ -1,0 +1,117 @@
+"""The zoo command end to end, on a folder that it made itself, and on input that is wrong."""
+
+import filecmp
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+import zoo
+from tests.examples import random_params
+from zoo import checkpoint, cli
+
+TEXT = "def main():\n    return 0\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Hugging Face folder of a tiny qwen3 with a byte-level tokenizer."""
+    made = tmp_path_factory.mktemp("made")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(made / "tokenizer.json"))
+    cfg = zoo.config_from_hf(
+        dict(
+            model_type="qwen3", vocab_size=256, hidden_size=32, intermediate_size=48,
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            max_position_embeddings=128,
+        )
+    )  # fmt: skip
+    params = random_params(zoo.Decoder(cfg))
+    zoo.save_hf(made / "hf", cfg, params, tokenizer=made / "tokenizer.json",
+                generation={"eos_token_id": [7, 9]})  # fmt: skip
+    return made / "hf"
+
+
+def run(capsys, *argv):
+    status = cli.main([str(a) for a in argv])
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def test_show_counts_parameters(capsys, folder):
+    status, out, _ = run(capsys, "show", folder)
+    leaves = jax.tree.leaves(zoo.load(folder).params)
+    assert status == 0
+    assert f"{sum(x.size for x in leaves) / 1e3:.2f}K parameters" in out
+    assert "attn" in out
+    assert "x 2" in out
+
+
+def test_show_and_list_know_deepseek_v3(capsys):
+    status, out, _ = run(capsys, "show", "deepseek-v3")
+    assert status == 0
+    assert "671.03B parameters, 36.63B active" in " ".join(out.split())
+    assert "cache 70,272 bytes per token" in " ".join(out.split())
+    status, out, _ = run(capsys, "list", "deepseek-v3")
+    assert "deepseek-v3" in out
+    assert "qwen3" not in out
+
+
+def test_generate_continues_prompts(capsys, folder):
+    status, out, _ = run(capsys, "generate", folder, "--prompt", TEXT, "--max-new-tokens", 8)
+    assert status == 0
+    assert out.startswith(TEXT)
+    found = zoo.load(folder)
+    assert found.source.eos == (7, 9)
+    prompt = found.tokenizer.encode(TEXT).ids
+    model = zoo.Decoder(found.config)
+    made = zoo.generate(model, found.params, [prompt], 8, eos=(7, 9))[0]
+    assert out == TEXT + found.tokenizer.decode(made) + "\n"
+
+
+def test_convert_to_a_run_and_back_loses_nothing(capsys, folder, tmp_path):
+    assert run(capsys, "convert", folder, tmp_path / "run")[0] == 0
+    assert checkpoint.is_run(tmp_path / "run")
+    assert run(capsys, "convert", tmp_path / "run", tmp_path / "hf")[0] == 0
+    same = ("model.safetensors", "tokenizer.json")
+    assert filecmp.cmpfiles(folder, tmp_path / "hf", same, shallow=False)[0] == list(same)
+    status, out, _ = run(capsys, "generate", tmp_path / "hf", "--prompt", TEXT)
+    assert status == 0
+
+
+def test_convert_changes_the_type_when_asked(capsys, folder, tmp_path):
+    assert run(capsys, "convert", folder, tmp_path / "run", "--dtype", "bfloat16")[0] == 0
+    assert run(capsys, "convert", tmp_path / "run", tmp_path / "hf")[0] == 0
+    want = jax.tree.map(lambda x: x.astype(jnp.bfloat16), zoo.load(folder).params)
+    got = zoo.load(tmp_path / "hf").params
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_verify_says_byte_identical(capsys, folder):
+    status, out, _ = run(capsys, "verify", folder)
+    assert status == 0
+    assert "byte-identical" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["show", "qwen3-0.7b"], "qwen3-0.6b"),
+        (["generate", "no-such-folder", "--prompt", "x"], "no-such-folder"),
+        (["convert", "no-such-folder", "out"], "no-such-folder"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(capsys, argv, says):
+    status, out, err = run(capsys, *argv)
+    assert status == 2
+    assert err.startswith(f"zoo {argv[0]}: ")
+    assert says in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
