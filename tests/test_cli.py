@@ -81,8 +81,7 @@ def test_convert_to_a_run_and_back_loses_nothing(capsys, folder, tmp_path):
     assert run(capsys, "convert", tmp_path / "run", tmp_path / "hf")[0] == 0
     same = ("model.safetensors", "tokenizer.json")
     assert filecmp.cmpfiles(folder, tmp_path / "hf", same, shallow=False)[0] == list(same)
-    status, out, _ = run(capsys, "generate", tmp_path / "hf", "--prompt", TEXT)
-    assert status == 0
+    assert run(capsys, "generate", tmp_path / "hf", "--prompt", TEXT)[0] == 0
 
 
 def test_convert_changes_the_type_when_asked(capsys, folder, tmp_path):
@@ -109,7 +108,7 @@ def test_verify_says_byte_identical(capsys, folder):
     ],
 )
 def test_errors_are_one_line_and_status_2(capsys, argv, says):
-    status, out, err = run(capsys, *argv)
+    status, _, err = run(capsys, *argv)
     assert status == 2
     assert err.startswith(f"zoo {argv[0]}: ")
     assert says in err

@@ -17,8 +17,8 @@ def outputs(tmp_path_factory) -> str:
         patch.setenv("ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("JAX_PLATFORMS", "cpu")
         book = nbformat.read(NOTEBOOK, as_version=4)
-        client = NotebookClient(book, timeout=600, resources={"metadata": {"path":
-        NOTEBOOK.parent}}) client.execute()
+        here = {"metadata": {"path": NOTEBOOK.parent}}
+        NotebookClient(book, timeout=600, resources=here).execute()
     said = []
     for cell in book.cells:
         for output in cell.get("outputs", ()):

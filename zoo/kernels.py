@@ -32,14 +32,7 @@ def grouped_matmul(lhs: jax.Array, rhs: jax.Array, group_sizes: jax.Array) -> ja
     chex.assert_rank([lhs, rhs, group_sizes], [2, 3, 1])
     chex.assert_equal_shape_suffix([lhs, rhs[:, :, 0]], 1)
     chex.assert_axis_dimension(rhs, 0, group_sizes.shape[0])
-    return lax.platform_dependent(
-        lhs,
-        rhs,
-        group_sizes,
-        cuda=grouped_gpu.gmm,
-        tpu=grouped_tpu.gmm,
-        default=grouped_cpu.gmm,
-    )
+    return _gmm(lhs, rhs, group_sizes)
 
 
 def _grouped_matmul_forward(lhs, rhs, group_sizes):
@@ -48,23 +41,28 @@ def _grouped_matmul_forward(lhs, rhs, group_sizes):
 
 def _grouped_matmul_backward(saved, grad):
     lhs, rhs, group_sizes = saved
-    lhs_grad = lax.platform_dependent(
-        grad,
-        rhs,
-        group_sizes,
-        cuda=grouped_gpu.gmm_transposed,
-        tpu=grouped_tpu.gmm_transposed,
-        default=grouped_cpu.gmm_transposed,
-    )
-    rhs_grad = lax.platform_dependent(
-        lhs,
-        grad,
-        group_sizes,
-        cuda=grouped_gpu.tgmm,
-        tpu=grouped_tpu.tgmm,
-        default=grouped_cpu.tgmm,
-    )
-    return lhs_grad, rhs_grad.astype(rhs.dtype), None
+    rhs_grad = _tgmm(lhs, grad, group_sizes).astype(rhs.dtype)
+    return _gmm_transposed(grad, rhs, group_sizes), rhs_grad, None
 
 
 grouped_matmul.defvjp(_grouped_matmul_forward, _grouped_matmul_backward)
+
+
+def _by_platform(name: str):
+    """The function of this name in `grouped_{cpu,gpu,tpu}`, compiled once also outside of a jit."""
+
+    @jax.jit
+    def function(lhs, rhs, group_sizes):
+        return lax.platform_dependent(
+            lhs,
+            rhs,
+            group_sizes,
+            cuda=getattr(grouped_gpu, name),
+            tpu=getattr(grouped_tpu, name),
+            default=getattr(grouped_cpu, name),
+        )
+
+    return function
+
+
+_gmm, _gmm_transposed, _tgmm = map(_by_platform, ("gmm", "gmm_transposed", "tgmm"))
