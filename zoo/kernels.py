@@ -30,8 +30,7 @@ def grouped_matmul(lhs: jax.Array, rhs: jax.Array, group_sizes: jax.Array) -> ja
         gradients.
     """
     chex.assert_rank([lhs, rhs, group_sizes], [2, 3, 1])
-    chex.assert_equal_shape_suffix([lhs, rhs[:, :, 0]], 1)
-    chex.assert_axis_dimension(rhs, 0, group_sizes.shape[0])
+    chex.assert_shape(rhs, (group_sizes.shape[0], lhs.shape[1], None))
     return _gmm(lhs, rhs, group_sizes)
 
 

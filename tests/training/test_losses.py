@@ -5,6 +5,7 @@ import pytest
 
 from tests.training.conftest import pack
 from zoo.moe import MoEStats
+from zoo.training import losses
 from zoo.training.losses import cross_entropy, load_balance
 from zoo.training.step import token_losses
 
@@ -33,10 +34,35 @@ def test_cross_entropy_stays_finite_where_exp_overflows():
     assert cross_entropy(hidden, jnp.eye(2), jnp.array([1]))[0] == 2000.0
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("most", [2**28, 60])
+def test_cross_entropy_gradients_match_autodiff_in_one_part_and_in_many(monkeypatch, dtype, most):
+    monkeypatch.setattr(losses, "MOST_LOGITS", most)
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden = jax.random.normal(keys[0], (14, 8), dtype)
+    head = jax.random.normal(keys[1], (8, 11))
+    weight = jax.random.normal(keys[2], (14,))
+    targets = jnp.array([3, -1, 10, 0, -1, 1, 2, 3, 4, 5, 6, -1, 7, 8])
+
+    def plain(hidden, head):
+        hidden = hidden.astype(jnp.float32)
+        head = head.astype(dtype).astype(jnp.float32)
+        chosen = jax.nn.log_softmax(hidden @ head)[jnp.arange(14), targets]
+        return (weight * jnp.where(targets < 0, 0, -chosen)).sum()
+
+    def ours(hidden, head):
+        return (weight * cross_entropy(hidden, head, targets)).sum()
+
+    got = jax.value_and_grad(ours, (0, 1))(hidden, head)
+    want = jax.value_and_grad(plain, (0, 1))(hidden, head)
+    bound = 1e-5 if dtype == jnp.float32 else 2e-2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=bound, atol=bound), got, want)
+
+
 def test_packed_losses_equal_those_of_separate_documents(sparse, params, documents, batch):
-    losses = jax.jit(lambda batch: token_losses(sparse, params, batch)[1])
-    packed = np.asarray(losses(batch))[batch["targets"].reshape(-1) >= 0]
-    alone = losses(pack([[doc] for doc in documents], 32)).reshape(len(documents), 32)
+    run = jax.jit(lambda batch: token_losses(sparse, params, batch)[1])
+    packed = np.asarray(run(batch))[batch["targets"].reshape(-1) >= 0]
+    alone = run(pack([[doc] for doc in documents], 32)).reshape(len(documents), 32)
     ends = [len(doc) - 1 for doc in documents]
     a, b, c, d, e, f, g, h = (row[:end] for row, end in zip(alone, ends, strict=True))
     np.testing.assert_allclose(packed, np.concatenate([a, b, c, d, e, f, h, g]), atol=2e-5)
