@@ -12,12 +12,14 @@ import pairs
 
 import zoo
 
+ABOUT = dict(model=pairs.DENSE, aim={"batch 1": 2.8, "batch 8": 1.3}, both="float32, greedy")
+
 
 def main() -> None:
     args = harness.arguments(__doc__, rounds=9, batches=[1, 8], prompt=32, new=128)
     import torch
 
-    report = harness.Report("decode", "Greedy generation, float32", args.rounds)
+    before, rows = harness.machine(), []
     model, params, hf = pairs.pair(pairs.DENSE)
     hf.generation_config.eos_token_id = None
     hf.generation_config.pad_token_id = 0
@@ -39,8 +41,8 @@ def main() -> None:
             raise ValueError(f"batch {batch}: only {same:.0%} of the texts agree")
         seconds = harness.alternate({"zoo": ours, "transformers": theirs}, args.rounds, warmup=1)
         facts = dict(prompt_tokens=args.prompt, new_tokens=args.new)
-        report.add(harness.compare(f"batch {batch}", seconds, "zoo", "transformers", **facts))
-    report.save()
+        rows.append(harness.compare(f"batch {batch}", seconds, **facts))
+    harness.save("decode", args.out, before, rows, ABOUT)
 
 
 def _same(ours: list[list[int]], theirs: list[list[int]]) -> float:

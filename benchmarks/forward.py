@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import pairs
 
+ABOUT = dict(model=pairs.DENSE, aim=1.4, both="float32, sdpa in torch")
+
 
 def main() -> None:
     args = harness.arguments(__doc__, rounds=30, batch=4, length=256)
     import torch
 
-    report = harness.Report("forward", "Dense forward pass, float32", args.rounds)
+    before, rows = harness.machine(), []
     model, params, hf = pairs.pair(pairs.DENSE)
     tokens = pairs.tokens(args.batch, args.length)
     ids, array = torch.tensor(tokens), jnp.asarray(tokens, jnp.int32)
@@ -33,8 +35,8 @@ def main() -> None:
     seconds = harness.alternate(variants, args.rounds)
     facts = dict(parameters=pairs.size(params), tokens=tokens.size)
     case = f"{args.batch} x {args.length} tokens"
-    report.add(harness.compare(case, seconds, "zoo", "transformers", **facts))
-    report.save()
+    rows.append(harness.compare(case, seconds, **facts))
+    harness.save("forward", args.out, before, rows, ABOUT)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Side-by-side timing: variants take turns in one process, so that foreign load hits them alike.
 
 A round runs every variant once, in an order that rotates. The ratio of two variants is taken within
-each round, and the median of these ratios is the result; times are medians too. `save` adds what the
-numbers depend on (machine, versions, commit, load), prints a table and writes
-`benchmarks/results/NAME.json`.
+each round, and the median of these ratios is the result; times are medians too. `save` prints a
+table and writes `results/NAME.json` with what the numbers depend on: machine, versions, commit, and
+the load before and after.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
 
 
 def arguments(description: str | None, rounds: int, **choices: Any) -> argparse.Namespace:
-    """Command line of a benchmark: --rounds, and an option per name in `choices` (its default)."""
+    """Command line of a benchmark: --rounds, --out, and an option per name in `choices`."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=rounds, help="timed rounds per case")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     for name, default in choices.items():
         if isinstance(default, list):
             parser.add_argument(f"--{name}", type=type(default[0]), nargs="*", default=default)
@@ -57,20 +58,18 @@ def alternate(
     return seconds
 
 
-def compare(
-    case: str, seconds: Mapping[str, list[float]], ours: str, reference: str, **facts: Any
-) -> dict[str, Any]:
-    """One row of results: how many times faster `ours` is than `reference`, and the times."""
-    ratios = np.array(seconds[reference]) / np.array(seconds[ours])
-    low, middle, high = np.percentile(ratios, (25, 50, 75))
+def compare(case: str, seconds: Mapping[str, list[float]], **facts: Any) -> dict[str, Any]:
+    """One row of results: how many times faster "zoo" is than the other variant, and the times."""
+    (other,) = (name for name in seconds if name != "zoo")
+    low, middle, high = np.percentile(np.array(seconds[other]) / seconds["zoo"], (25, 50, 75))
     return {
         "case": case,
-        "ours": ours,
-        "reference": reference,
         "speed_ratio": round(middle, 3),
-        "speed_ratio_quartiles": [round(low, 3), round(high, 3)],
-        "seconds": {name: spread(values) for name, values in seconds.items()},
+        "quartiles": [round(low, 3), round(high, 3)],
+        "zoo_s": float(f"{np.median(seconds['zoo']):.5g}"),
+        f"{other}_s": float(f"{np.median(seconds[other]):.5g}"),
         **facts,
+        "seconds": {name: spread(values) for name, values in seconds.items()},
     }
 
 
@@ -81,63 +80,43 @@ def spread(values: list[float]) -> dict[str, float]:
     return {key: float(f"{value:.5g}") for key, value in found.items()}
 
 
-class Report:
-    """Collects rows, and notes the load of the machine before and after."""
+def save(
+    name: str, out: Path, before: dict[str, Any], rows: list[dict[str, Any]], about: dict[str, Any]
+) -> None:
+    """Prints `rows` as a table and writes them to out/NAME.json.
 
-    def __init__(self, name: str, title: str, rounds: int):
-        self.name, self.title, self.rounds = name, title, rounds
-        self.load = os.getloadavg()
-        self.rows: list[dict[str, Any]] = []
+    Args:
+        name: of the benchmark.
+        out: folder.
+        before: `machine()` from before the first measurement.
+        rows: "case", then figures; what is nested goes into the file only.
+        about: what else one needs to know to read the figures.
+    """
+    columns = list(dict.fromkeys(k for row in rows for k, v in row.items() if _is_plain(v)))
+    table = Table(*columns, title=name)
+    for row in rows:
+        table.add_row(*(_show(row.get(column, "")) for column in columns))
+    rich.print(table)
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    body = {"name": name, "date": date, "about": about, "machine": before}
+    body |= {"load_after": load(), "rows": rows}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(body, indent=1) + "\n")
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Takes a row and says so, since the next one may take minutes."""
-        self.rows.append(row)
-        rich.print(row["case"], row.get("speed_ratio", ""), {
-            name: value["median"] for name, value in row.get("seconds", {}).items()
-        })  # fmt: skip
 
-    def save(self) -> Path:
-        """Prints the table, writes the JSON file and returns its path."""
-        rich.print(self._table())
-        body = {
-            "name": self.name,
-            "title": self.title,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "rounds": self.rounds,
-            "machine": machine(),
-            "load_before": [round(x, 2) for x in self.load],
-            "load_after": [round(x, 2) for x in os.getloadavg()],
-            "rows": self.rows,
-        }
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{self.name}.json"
-        path.write_text(json.dumps(body, indent=1) + "\n")
-        return path
-
-    def _table(self) -> Table:
-        table = Table("case", "variant", "median", "quartiles", "ratio", title=self.title)
-        for row in self.rows:
-            for name, value in row["seconds"].items():
-                ratio = ""
-                if name == row.get("ours"):
-                    low, high = row["speed_ratio_quartiles"]
-                    ratio = (
-                        f"{row['speed_ratio']:.2f}x of {row['reference']} ({low:.2f}-{high:.2f})"
-                    )
-                table.add_row(
-                    row["case"], name, f"{value['median']:.4g} s",
-                    f"{value['low']:.4g}-{value['high']:.4g}", ratio,
-                )  # fmt: skip
-        return table
+def load() -> list[float]:
+    """Processes that wanted to run, averaged over 1, 5 and 15 minutes."""
+    return [round(x, 2) for x in os.getloadavg()]
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, Python, packages and commit."""
+    """Processor, cores, memory, load, Python, packages and commit."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.platform(),
+        "load": load(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": _git("rev-parse", "HEAD"),
@@ -147,11 +126,19 @@ def machine() -> dict[str, Any]:
 
 def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    fields = dict(line.split("\t: ", 1) for line in lines if "\t: " in line)
-    known = [fields.get(k.ljust(9, "\t"), fields.get(k)) for k in ("model name",)]
-    model = next((f for f in known if f), platform.processor())
-    family, number = fields.get("cpu family"), fields.get("model\t")
-    return f"{model.strip()} (family {family}, model {number})"
+    fields = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    family, model = fields.get("cpu family"), fields.get("model")
+    return f"{fields.get('model name', platform.machine())}, family {family}, model {model}"
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, dict) and np.ndim(value) < 2
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, list):
+        return " - ".join(map(_show, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _version(package: str) -> str | None:

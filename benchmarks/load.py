@@ -1,6 +1,6 @@
 """Loading 2 GB of bfloat16 from a warm page cache: seconds per GB, and peak memory.
 
-    python -m benchmarks.load
+    python benchmarks/load.py
 
 Beside transformers' `from_pretrained`; each side in fresh processes, in turn. Memory is the peak of
 the process less what it had after its imports. Aims: 0.5 s per GB; peak at most folder + largest
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import harness
+import harness
 
 FIELDS = dict(
     vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22,

@@ -12,10 +12,12 @@ import harness
 import pairs
 import steps
 
+ABOUT = dict(model=pairs.sparse(8), aim=1.0, both="float32, clipping, AdamW", experts="grouped_mm")
+
 
 def main() -> None:
     args = harness.arguments(__doc__, rounds=9, experts=[8, 32, 128], batch=4, length=256)
-    report = harness.Report("moe_step", "Mixture-of-experts training step, float32", args.rounds)
+    before, rows = harness.machine(), []
     tokens = pairs.tokens(args.batch, args.length)
     for experts in args.experts:
         model, params, hf = pairs.pair(pairs.sparse(experts), experts_implementation="grouped_mm")
@@ -26,8 +28,8 @@ def main() -> None:
         pairs.agree(*(step() for step in variants.values()))
         seconds = harness.alternate(variants, args.rounds)
         facts = dict(parameters=pairs.size(params), tokens=tokens.size)
-        report.add(harness.compare(f"{experts} experts", seconds, "zoo", "transformers", **facts))
-    report.save()
+        rows.append(harness.compare(f"{experts} experts", seconds, **facts))
+    harness.save("moe_step", args.out, before, rows, ABOUT)
 
 
 if __name__ == "__main__":

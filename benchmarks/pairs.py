@@ -1,8 +1,4 @@
-"""The models that are compared: one set of random weights, in zoo and in transformers.
-
-`DENSE` is a Llama of 34M parameters; `sparse(E)` a Qwen3 MoE with E experts of which a token uses
-two, so that the work per token is the same for every E.
-"""
+"""The models that are compared: one set of random weights, in zoo and in transformers."""
 
 from __future__ import annotations
 
@@ -14,31 +10,35 @@ import jax.numpy as jnp
 import numpy as np
 
 import zoo
-from zoo import MLP, Attention, Config, Layer, MoE, Norm, Rope, Stack
 
 VOCAB = 8192
-DENSE = Config(
-    VOCAB,
-    512,
-    (Stack(8, (Layer(Attention(8, 8, 64, Rope(64)), MLP(1408)),)),),
-    max_length=2048,
-    family="llama",
-)
+
+DENSE = dict(
+    model_type="llama", vocab_size=VOCAB, hidden_size=512, intermediate_size=1408,
+    num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8, head_dim=64,
+    max_position_embeddings=2048, tie_word_embeddings=False,
+)  # fmt: skip
+"""A Llama of 34M parameters, as Hugging Face configs have it."""
 
 
-def sparse(experts: int) -> Config:
-    """Four layers of width 256 with `experts` experts of width 256, two per token."""
-    mixer = Attention(8, 4, 32, Rope(32), qk_norm=Norm())
-    layer = Layer(mixer, MoE(experts=experts, top_k=2, hidden=256))
-    return Config(VOCAB, 256, (Stack(4, (layer,)),), max_length=2048, family="qwen3_moe")
+def sparse(experts: int) -> dict:
+    """A Qwen3-MoE of 4 layers, top-2 of so many experts: the work per token is always the same."""
+    return dict(
+        model_type="qwen3_moe", vocab_size=VOCAB, hidden_size=256, intermediate_size=512,
+        moe_intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=64, num_experts=experts, num_experts_per_tok=2,
+        norm_topk_prob=True, decoder_sparse_step=1, max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )  # fmt: skip
 
 
-def pair(cfg: Config, **hf: Any) -> tuple[zoo.Decoder, dict, Any]:
+def pair(shape: dict, **hf: Any) -> tuple[zoo.Decoder, dict, Any]:
     """zoo's model and parameters, and the same as a transformers model; `hf` goes to the latter."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    cfg = zoo.config_from_hf(shape)
     model = zoo.Decoder(cfg)
     params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """What it costs to begin: importing, and compiling cold and from the persistent cache.
 
-    python -m benchmarks.startup
+    python benchmarks/startup.py
 
 Imports in fresh processes; aim: `import zoo` below 1.5 s. Compilation is of the dense training
 step's forward pass and gradient, with layers scanned.
@@ -11,16 +11,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
-from benchmarks import harness
+import harness
 
 COMPILE = """
 import json, sys, time, jax, jax.numpy as jnp, zoo
-from benchmarks.shapes import DENSE
+from pairs import DENSE
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 from zoo.describe import shapes
-cfg = zoo.config_from_hf(DENSE | {"model_type": "llama", "num_hidden_layers": int(sys.argv[2])})
+cfg = zoo.config_from_hf(DENSE | {"num_hidden_layers": int(sys.argv[2])})
 model, ids = zoo.Decoder(cfg), jax.ShapeDtypeStruct((4, 256), jnp.int32)
 step = jax.jit(jax.grad(lambda p, t: model.apply(p, t).logits.var()))
 start = time.perf_counter()
@@ -51,7 +52,12 @@ def main() -> None:
 
 def run(code: str, *argv: str) -> str:
     """What a fresh process prints last."""
-    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return done.stdout.splitlines()[-1]

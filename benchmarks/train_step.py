@@ -9,10 +9,12 @@ import harness
 import pairs
 import steps
 
+ABOUT = dict(model=pairs.DENSE, aim=1.1, both="float32, clipping, AdamW, sdpa in torch")
+
 
 def main() -> None:
     args = harness.arguments(__doc__, rounds=15, batch=4, length=256)
-    report = harness.Report("train_step", "Dense training step, float32", args.rounds)
+    before, rows = harness.machine(), []
     model, params, hf = pairs.pair(pairs.DENSE)
     tokens = pairs.tokens(args.batch, args.length)
     variants = {"zoo": steps.ours(model, params, tokens), "transformers": steps.theirs(hf, tokens)}
@@ -20,8 +22,8 @@ def main() -> None:
     seconds = harness.alternate(variants, args.rounds)
     facts = dict(parameters=pairs.size(params), tokens=tokens.size)
     case = f"{args.batch} x {args.length} tokens"
-    report.add(harness.compare(case, seconds, "zoo", "transformers", **facts))
-    report.save()
+    rows.append(harness.compare(case, seconds, **facts))
+    harness.save("train_step", args.out, before, rows, ABOUT)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     )
     config.data.window = 256
     config.data.batch = 8
-    config.steps = 600
+    config.steps = 900
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup = 60
     config.evaluation.every = 100

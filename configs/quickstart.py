@@ -15,19 +15,19 @@ def get_config(length: str = "full") -> ConfigDict:
         dict(
             model_type="deepseek_v3",
             vocab_size=4096,
-            hidden_size=256,
-            intermediate_size=768,
-            moe_intermediate_size=128,
-            num_hidden_layers=6,
+            hidden_size=192,
+            intermediate_size=512,
+            moe_intermediate_size=96,
+            num_hidden_layers=5,
             first_k_dense_replace=1,
             num_attention_heads=4,
             num_key_value_heads=4,
-            q_lora_rank=128,
-            kv_lora_rank=64,
+            q_lora_rank=96,
+            kv_lora_rank=48,
             qk_nope_head_dim=32,
-            qk_rope_head_dim=32,
-            v_head_dim=64,
-            n_routed_experts=16,
+            qk_rope_head_dim=16,
+            v_head_dim=32,
+            n_routed_experts=32,
             num_experts_per_tok=2,
             n_shared_experts=1,
             n_group=4,
@@ -43,12 +43,13 @@ def get_config(length: str = "full") -> ConfigDict:
     )
     config.data.window = 256
     config.data.batch = 8
-    config.steps = 600
+    config.steps = 900
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup = 60
-    config.evaluation.every = 100
-    config.evaluation.batches = 16
-    config.checkpoint.every = 200
+    config.optimizer.final = 0.05
+    config.balance.bias_rate = 0.01
+    config.evaluation.every = config.checkpoint.every = 150
+    config.evaluation.batches = 10
     config.samples.prompts = ("import os\n", "def main(", "class ", '"""Return the ')
     if length == "smoke":
         config.steps = 20
