@@ -2,6 +2,13 @@
 
 Command   python train.py --config=configs/quickstart.py
           python train.py --config=configs/quickstart.py:smoke    # 20 steps, to see that it works
+Hardware  two CPU cores, 3 GB of memory; any accelerator that JAX finds is used instead
+Model     8.8M parameters, 2.2M of them active per token: latent attention, one dense layer, then
+          four of 32 experts, of which each token takes two and a shared one
+Time      15 min 21 s from an empty cache while other programs held half of the two cores (779 s of
+          CPU time), at 2 500 tokens/s; alone it trains at 4 800 tokens/s
+Result    validation loss 4.084, perplexity 59.4, 1.723 bits per byte after 1.8M of the 3.4M
+          tokens of Python 3.11's library (corpus sha256 8637e2ba)
 """
 
 from ml_collections import ConfigDict
@@ -49,7 +56,7 @@ def get_config(length: str = "full") -> ConfigDict:
     config.optimizer.final = 0.05
     config.balance.bias_rate = 0.01
     config.evaluation.every = config.checkpoint.every = 150
-    config.evaluation.batches = 10
+    config.evaluation.batches = None  # All of the split.
     config.samples.prompts = ("import os\n", "def main(", "class ", '"""Return the ')
     if length == "smoke":
         config.steps = 20
