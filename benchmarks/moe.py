@@ -1,6 +1,6 @@
 """A mixture-of-experts block, top-2 of 8, 32 and 128 experts over 4096 tokens, float32.
 
-    python -m benchmarks.moe --experts 8 32 128
+    python benchmarks/moe.py --experts 8 32 128
 
 Against transformers' `Qwen3MoeSparseMoeBlock` with its `grouped_mm` experts and the same weights:
 router, dispatch, three grouped products (SwiGLU), combine; once forward, once forward and backward
@@ -17,11 +17,11 @@ from __future__ import annotations
 import ctypes
 import statistics
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import harness
 from zoo import grouped
 from zoo.config import MoE
 from zoo.moe import route

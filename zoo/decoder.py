@@ -145,9 +145,19 @@ class Decoder(nn.Module):
         return nn.meta.unbox(self.boxed_init(rngs, tokens, *args, **kwargs))
 
     @nn.nowrap
+    def init_with_output(self, rngs, tokens: jax.Array, *args, **kwargs) -> tuple[Output, dict]:
+        """The `Output` of a call beside `init`'s parameters; flax's bridge to NNX asks for both."""
+        params = self.init(rngs, tokens, *args, **kwargs)
+        return self.apply(params, tokens, *args, **kwargs), params
+
+    @nn.nowrap
     def boxed_init(self, rngs, tokens: jax.Array, *args, **kwargs) -> dict:
         """`init` with every array boxed beside its logical axis names; compiled as one program."""
-        return jax.jit(lambda r, t: nn.Module.init(self, r, t, *args, **kwargs))(rngs, tokens)
+
+        def boxed(rngs, tokens):
+            return nn.Module.init_with_output(self, rngs, tokens, *args, **kwargs)[1]
+
+        return jax.jit(boxed)(rngs, tokens)
 
     def __call__(
         self,

@@ -44,7 +44,7 @@ def tgmm(lhs: jax.Array, grad: jax.Array, group_sizes: jax.Array) -> jax.Array:
         def block(start, size, mask, out):
             rows, grads = (mask(_float(_read(x, start, size))) for x in (lhs, grad))
             product = lax.dot_general(rows, grads, (((0,), (0,)), ((), ())))
-            return _accumulate(out, group, product)
+            return _write(out, group, _read(out, group, 1) + product[None])
 
         return _in_blocks(lhs.shape[0], sizes, row, end, block, out)
 
@@ -76,86 +76,6 @@ def _gmm(lhs, rhs, group_sizes, contract: int):
 
     out = jnp.zeros((lhs.shape[0], rhs.shape[2 - contract]), lhs.dtype)
     return _each_group(group_sizes, visit, out)
-
-
-def mlp(x, gate, up, down, group_sizes, act: Callable):
-    """A gated MLP per group: dtype[M, D] -> dtype[M, D], and what `mlp_backward` needs.
-
-    One loop for the three products: an expert's activations stay in cache, and it has one product
-    for gate and up, whose matrices are joined when they are copied. The second result holds the
-    products before the activation, dtype[M, 2F].
-    """
-    sizes = block_sizes(x.shape[0], group_sizes.shape[0])
-
-    def visit(group, row, end, state):
-        def single(state):
-            def times(vector, matrix):
-                return jnp.sum(vector[:, None] * _float(_read(matrix, group, 1))[0], axis=0)
-
-            rows = _float(_read(x, row, 1))[0]
-            halves = times(rows, gate), times(rows, up)
-            product = times(_gated(act, *halves), down)[None]
-            return _store(state, row, (product, jnp.concatenate(halves)[None]), _keep)
-
-        def several(state):
-            inner, outer = _joined(gate, up, group), _float(_read(down, group, 1))[0]
-
-            def block(start, size, mask, state):
-                halves = _float(_read(x, start, size)) @ inner
-                product = _gated(act, *jnp.split(halves, 2, axis=1)) @ outer
-                return _store(state, start, (product, halves), mask)
-
-            return _in_blocks(x.shape[0], sizes, row, end, block, state)
-
-        state = _when(end - row == 1, single, state)
-        return _when(end - row > 1, several, state)
-
-    halves = jnp.zeros((x.shape[0], 2 * gate.shape[2]), x.dtype)
-    return _each_group(group_sizes, visit, (jnp.zeros_like(x), halves))
-
-
-def mlp_backward(x, gate, up, down, group_sizes, halves, grad, act: Callable):
-    """Gradients of `mlp`: dtype[M, D] and, accumulated in float32, those of the three matrices."""
-    sizes = block_sizes(x.shape[0], group_sizes.shape[0])
-
-    def visit(group, row, end, state):
-        inner, outer = _joined(gate, up, group), _float(_read(down, group, 1))[0]
-
-        def block(start, size, mask, state):
-            x_grad, gate_grad, up_grad, down_grad = state
-            rows, saved, grads = (mask(_float(_read(a, start, size))) for a in (x, halves, grad))
-            hidden, pull = jax.vjp(lambda saved: _gated(act, *jnp.split(saved, 2, axis=1)), saved)
-            (halves_grad,) = pull(grads @ outer.T)
-            (x_grad,) = _store((x_grad,), start, (halves_grad @ inner.T,), mask)
-            down_grad = _accumulate(down_grad, group, hidden.T @ grads)
-            products = jnp.split(rows.T @ halves_grad, 2, axis=1)
-            gate_grad = _accumulate(gate_grad, group, products[0])
-            return x_grad, gate_grad, _accumulate(up_grad, group, products[1]), down_grad
-
-        return _in_blocks(x.shape[0], sizes, row, end, block, state)
-
-    zeros = (jnp.zeros(w.shape, jnp.float32) for w in (gate, up, down))
-    return _each_group(group_sizes, visit, (jnp.zeros_like(x), *zeros))
-
-
-def _gated(act, gate, up):
-    return act(gate) * up
-
-
-def _joined(gate, up, group):
-    """f32[D, 2F], an expert's two matrices side by side."""
-    return jnp.concatenate([_float(_read(w, group, 1))[0] for w in (gate, up)], axis=1)
-
-
-def _store(state, start, rows, mask):
-    return tuple(
-        _write(x, start, mask(new.astype(x.dtype), _read(x, start, new.shape[0])))
-        for x, new in zip(state, rows, strict=True)
-    )
-
-
-def _accumulate(total, group, product):
-    return _write(total, group, _read(total, group, 1) + product[None])
 
 
 def _each_group(group_sizes, visit: Callable, state):

@@ -6,18 +6,14 @@ for cpu, cuda and tpu.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import chex
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from zoo import grouped_cpu, grouped_gpu, grouped_tpu
 from zoo.attention import attend
 
-__all__ = ["attend", "grouped_matmul", "grouped_mlp"]
+__all__ = ["attend", "grouped_matmul"]
 
 
 @jax.custom_vjp
@@ -69,84 +65,3 @@ def _by_platform(name: str):
 
 
 _gmm, _gmm_transposed, _tgmm = map(_by_platform, ("gmm", "gmm_transposed", "tgmm"))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def grouped_mlp(x, gate, up, down, group_sizes, act: Callable) -> jax.Array:
-    """A gated MLP for each group of consecutive rows, act(x @ gate) * (x @ up) @ down.
-
-    Args:
-        x: dtype[M, D], the rows of group 0 first, then those of group 1, and so on.
-        gate: dtype[E, D, F].
-        up: dtype[E, D, F].
-        down: dtype[E, F, D].
-        group_sizes: i32[E], as in `grouped_matmul`.
-        act: a function of single numbers, the activation of the gate.
-
-    Returns:
-        dtype[M, D], zero beyond the last group.
-    """
-    return _mlp(x, gate, up, down, group_sizes, act)[0]
-
-
-def _grouped_mlp_forward(x, gate, up, down, group_sizes, act):
-    out, halves = _mlp(x, gate, up, down, group_sizes, act)
-    return out, (x, gate, up, down, group_sizes, halves)
-
-
-def _grouped_mlp_backward(act, saved, grad):
-    x_grad, *grads = _mlp_backward(*saved, grad, act)
-    grads = (g.astype(w.dtype) for g, w in zip(grads, saved[1:4], strict=True))
-    return x_grad, *grads, None
-
-
-grouped_mlp.defvjp(_grouped_mlp_forward, _grouped_mlp_backward)
-
-
-@functools.partial(jax.jit, static_argnums=5)
-def _mlp(x, gate, up, down, group_sizes, act):
-    def composed(module):
-        def function(x, gate, up, down, group_sizes):
-            halves = [module.gmm(x, w, group_sizes) for w in (gate, up)]
-            out = module.gmm(act(halves[0]) * halves[1], down, group_sizes)
-            return out, jnp.concatenate(halves, axis=1)
-
-        return function
-
-    return lax.platform_dependent(
-        x,
-        gate,
-        up,
-        down,
-        group_sizes,
-        cuda=composed(grouped_gpu),
-        tpu=composed(grouped_tpu),
-        default=functools.partial(grouped_cpu.mlp, act=act),
-    )
-
-
-@functools.partial(jax.jit, static_argnums=7)
-def _mlp_backward(x, gate, up, down, group_sizes, halves, grad, act):
-    def composed(module):
-        def function(x, gate, up, down, group_sizes, halves, grad):
-            hidden, pull = jax.vjp(lambda g, u: act(g) * u, *jnp.split(halves, 2, axis=1))
-            gate_grad, up_grad = pull(module.gmm_transposed(grad, down, group_sizes))
-            x_grad = module.gmm_transposed(gate_grad, gate, group_sizes)
-            x_grad += module.gmm_transposed(up_grad, up, group_sizes)
-            pairs = (x, gate_grad), (x, up_grad), (hidden, grad)
-            return x_grad, *(module.tgmm(*pair, group_sizes) for pair in pairs)
-
-        return function
-
-    return lax.platform_dependent(
-        x,
-        gate,
-        up,
-        down,
-        group_sizes,
-        halves,
-        grad,
-        cuda=composed(grouped_gpu),
-        tpu=composed(grouped_tpu),
-        default=functools.partial(grouped_cpu.mlp_backward, act=act),
-    )
