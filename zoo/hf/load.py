@@ -7,6 +7,7 @@ read. Peak memory is the parameters of this host plus the pages of the tensors b
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections import defaultdict
@@ -25,10 +26,13 @@ from zoo.hf.layout import shapes
 from zoo.hf.safetensors import NAMES
 from zoo.hf.source import Source, open_source, some
 from zoo.hf.table import Tensor, expand
+from zoo.hf.tokenizer import find_tokenizer
 from zoo.models import config_from_hf, family
 
 if TYPE_CHECKING:
     import tokenizers
+
+    from zoo.hf.chat import Chat
 
 FLOATS = tuple(np.dtype(t) for t in (jnp.bfloat16, np.float16, np.float32))
 FP32_PARAMS = ("moe/bias/b",)  # float32 whatever the file or the caller says
@@ -45,6 +49,13 @@ class Checkpoint:
     params: dict
     tokenizer: tokenizers.Tokenizer | None
     source: Source
+
+    @functools.cached_property
+    def chat(self) -> Chat:
+        """The folder's chat template, as `zoo.hf.chat.open_chat` reads it."""
+        from zoo.hf.chat import open_chat
+
+        return open_chat(self.source.folder, self.tokenizer)
 
 
 def load(
@@ -71,6 +82,7 @@ def load(
     cfg = config_from_hf(source.config)
     tensors = expand(cfg, family(cfg.family).table)
     source = check(source, cfg, tensors)
+    tokenizer = find_tokenizer(source.folder)
     pieces = defaultdict(list)
     for tensor in tensors.values():
         for k, part in enumerate(tensor.parts):
@@ -85,7 +97,7 @@ def load(
                 flat[path] = jax.device_put(fill((slice(None),) * len(shape)))
             else:
                 flat[path] = jax.make_array_from_callback(shape, placed[path], fill)
-    return Checkpoint(cfg, {"params": unflatten(flat)}, _tokenizer(source), source)
+    return Checkpoint(cfg, {"params": unflatten(flat)}, tokenizer, source)
 
 
 def check(source: Source, cfg: Config, tensors: dict[str, Tensor]) -> Source:
@@ -193,18 +205,6 @@ def _shardings(cfg: Config, mesh: jax.sharding.Mesh, rules: Any) -> dict:
     from zoo.sharding import shardings
 
     return shardings(cfg, mesh, rules)["params"]
-
-
-def _tokenizer(source: Source) -> tokenizers.Tokenizer | None:
-    path = source.folder / "tokenizer.json"
-    if not path.exists():
-        return None
-    import tokenizers
-
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as e:  # the library raises nothing narrower
-        raise ValueError(f"{path} is not a tokenizer that tokenizers can read: {e}") from e
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

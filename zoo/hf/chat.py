@@ -1,0 +1,182 @@
+"""A folder's chat template, rendered as transformers' `apply_chat_template` renders it.
+
+    chat = zoo.load("path/to/hf-folder").chat
+    text = chat.render([{"role": "user", "content": "Hello"}])
+    ids = chat.encode([{"role": "user", "content": "Hello"}])
+
+`zoo.hf.template` has the sandbox that templates run in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.hf import template
+from zoo.hf.template import Template, plain
+from zoo.hf.tokenizer import CONFIG, open_tokenizer, read_config, read_object
+
+if TYPE_CHECKING:
+    import tokenizers
+
+JINJA, LEGACY, NAMED = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
+SPECIAL = "special_tokens_map.json"
+SPECIAL_BY_NAME = ("extra_special_tokens", "model_specific_special_tokens")
+DEFAULT, TOOLS = "default", "tool_use"
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names that a message's reasoning goes by; templates read the first, gpt-oss's the second."""
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Conversations as a model was trained to read them.
+
+    Attributes:
+        templates: by name; most folders have "default" alone, some "tool_use" for use with tools.
+        special: what templates know special tokens as: {"bos_token": "<s>", ...}.
+        tokenizer: of the same folder.
+    """
+
+    templates: Mapping[str, Template]
+    special: Mapping[str, str]
+    tokenizer: tokenizers.Tokenizer
+
+    @property
+    def eos(self) -> tuple[int, ...]:
+        """The token that tokenizer_config.json names as the end, if any: it ends an answer too."""
+        found = self.tokenizer.token_to_id(self.special.get("eos_token", ""))
+        return () if found is None else (found,)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping] | None = None,
+        documents: Sequence[Mapping] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """The text of a conversation.
+
+        Args:
+            messages: {"role": ..., "content": ...} each, and what else the template reads:
+                "reasoning_content", "tool_calls". A key whose value is None counts as absent.
+            tools: a JSON schema of each function that the model may call.
+            documents: {"title": ..., "text": ...} each, for models that quote.
+            add_generation_prompt: end with the words that begin an answer.
+            **variables: others that the template reads, `enable_thinking` for one.
+
+        Raises:
+            ValueError: the template refuses the conversation, or fails; the message names its file
+                and line. Or a value is not plain data.
+        """
+        if not messages:
+            raise ValueError("messages is empty: give at least one")
+        seen = {
+            **self.special,
+            **{name: plain(value, name) for name, value in variables.items()},
+            "messages": [_message(m, f"messages[{i}]") for i, m in enumerate(messages)],
+            "tools": plain(tools, "tools"),
+            "documents": plain(documents, "documents"),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return self._template(tools).render(seen)
+
+    def encode(self, messages: Sequence[Message], *args: Any, **kwargs: Any) -> list[int]:
+        """Token ids of `render`. Nothing is added: templates write the bos token themselves."""
+        text = self.render(messages, *args, **kwargs)
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _template(self, tools: Sequence[Mapping] | None) -> Template:
+        name = TOOLS if tools is not None and TOOLS in self.templates else DEFAULT
+        if name not in self.templates:
+            file = next(iter(self.templates.values())).file
+            raise ValueError(
+                f"{file} has templates called {', '.join(sorted(self.templates))}, and none "
+                f"called {DEFAULT}"
+            )
+        return self.templates[name]
+
+
+def open_chat(folder: str | os.PathLike, tokenizer: tokenizers.Tokenizer | None = None) -> Chat:
+    """Reads the chat template and the special tokens of a folder.
+
+    The template is in chat_template.jinja (and additional_chat_templates/NAME.jinja), else in
+    chat_template.json, else in tokenizer_config.json, alone or in a list of named ones.
+
+    Args:
+        folder: a Hugging Face folder.
+        tokenizer: its tokenizer, if it is loaded already.
+
+    Raises:
+        ValueError: it has no template or no tokenizer, or a file is damaged; or Jinja is missing.
+    """
+    template.environment()
+    folder = Path(folder)
+    config = read_config(folder)
+    templates = _templates(folder, config)
+    return Chat(templates, _special(folder, config), tokenizer or open_tokenizer(folder))
+
+
+def _templates(folder: Path, config: Mapping) -> dict[str, Template]:
+    files = {path.stem: path for path in sorted((folder / NAMED).glob("*.jinja"))}
+    if (folder / JINJA).exists():
+        files[DEFAULT] = folder / JINJA
+    if files:
+        return {name: Template(path, _text(path)) for name, path in files.items()}
+    for file, values in (
+        (folder / LEGACY, read_object(folder / LEGACY)),
+        (folder / CONFIG, config),
+    ):
+        if (found := values.get("chat_template")) is not None:
+            return {name: Template(file, text) for name, text in _by_name(file, found).items()}
+    raise ValueError(
+        f"{folder} has no chat template ({JINJA}, or chat_template in {CONFIG}); a base model has "
+        "none: take an instruct model, or add the template of the conversations it was trained on"
+    )
+
+
+def _by_name(file: Path, found: Any) -> dict[str, str]:
+    if isinstance(found, str):
+        return {DEFAULT: found}
+    if isinstance(found, list) and all(isinstance(e, dict) for e in found):
+        found = {e.get("name"): e.get("template") for e in found}
+    if not isinstance(found, dict) or not all(
+        isinstance(x, str) for x in (*found, *found.values())
+    ):
+        raise ValueError(f"{file}: chat_template is neither a text nor a list of named texts")
+    return found
+
+
+def _special(folder: Path, config: Mapping) -> dict[str, str]:
+    """Names and texts of special tokens; older folders keep them in a file of their own."""
+    named = dict(config)
+    if "added_tokens_decoder" not in config:
+        named |= read_object(folder / SPECIAL)
+    tokens = {name: token for name, token in named.items() if name.endswith("_token")}
+    for key in SPECIAL_BY_NAME:
+        tokens |= named[key] if isinstance(named.get(key), dict) else {}
+    texts = {k: t.get("content") if isinstance(t, dict) else t for k, t in tokens.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _message(message: Message, where: str) -> dict:
+    """Plain data, without keys that are None, and with reasoning under each name it is read by."""
+    if not isinstance(message, Mapping):
+        raise ValueError(f"{where} is a {type(message).__name__}, not a dict with a role")
+    found = plain({k: v for k, v in message.items() if v is not None}, where)
+    reasoning = next((found[name] for name in REASONING if name in found), None)
+    if reasoning is None:
+        return found
+    return {"thinking": reasoning, **found, "reasoning_content": reasoning}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{file} is not UTF-8: {e}") from e
