@@ -1,8 +1,8 @@
-"""Softmax attention over slots: causal, sliding-window and segmented, for grouped heads.
+"""Softmax attention over slots: causal, windowed, chunked and segmented, for grouped heads.
 
 A query sits in a slot of its row, a key sits in the slot of its index. A query sees the keys in its
-own and in earlier slots, no further back than the window, and of its own segment. Softmax is in
-float32.
+own and in earlier slots, no further back than the window, of its own chunk and of its own segment.
+Softmax is in float32.
 
 Within a sequence, queries are taken block by block, each against the keys that its block can see at
 all: about half of the products of a causal square, and no [T, T] array. The backward pass keeps q,
@@ -16,6 +16,7 @@ dimension.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import chex
 import jax
@@ -36,7 +37,11 @@ def attend(
     scale: float,
     offset: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    allowed: jax.Array | None = None,
+    sinks: jax.Array | None = None,
     window: int | None = None,
+    chunk: int | None = None,
+    softcap: float | None = None,
 ) -> jax.Array:
     """Weighs values by the softmax of scaled query-key products.
 
@@ -47,94 +52,146 @@ def attend(
         scale: factor on the products.
         offset: i32[B], the slot of each row's first query; None is 0, and S is then T.
         segment_ids: i32[B, T], only without `offset`: a query sees keys of its own segment.
+        allowed: bool[B, T, S], keys that a query may see besides all that; None is all.
+        sinks: f32[N], a score per head that takes its share of the softmax and has no value
+            (arXiv:2309.17453; `eager_attention_forward` of modeling_gpt_oss.py).
         window: how many slots a query sees, its own included; None is all.
+        chunk: a query sees its own chunk of so many slots, counted from the start of its segment.
+        softcap: bounds scores to softcap * tanh(scores / softcap).
 
     Returns:
         dtype[B, T, N, Hv].
 
     Raises:
-        ValueError: `segment_ids` together with `offset`, or a window below 1.
+        ValueError: `segment_ids` together with `offset`, or a window or chunk below 1.
     """
     B, T, N, H = q.shape
     S, K, Hv = *k.shape[1:3], v.shape[-1]
     chex.assert_shape(k, (B, T if offset is None else S, K, H))
     chex.assert_shape(v, (B, S, K, Hv))
     chex.assert_is_divisible(N, K)
-    if window is not None and window < 1:
-        raise ValueError(f"window={window} must be at least 1: a query sees its own slot")
+    for name, value in (("window", window), ("chunk", chunk)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1: a query sees its own slot")
     if offset is not None and segment_ids is not None:
         raise ValueError("segment_ids need offset=None: a cache holds one document per row")
     q = (q * scale).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    sinks = None if sinks is None else sinks.astype(jnp.float32).reshape(K, N // K)
     if offset is None:
-        out = _causal(q, k, v, segment_ids, window)
+        if chunk is not None:
+            segment_ids, window = _chunks(segment_ids, (B, T), chunk), chunk
+        out = _causal(q, k, v, _Sight(segment_ids, allowed), sinks, window, softcap)
     else:
-        out = _cached(q, k, v, offset, window)
+        out = _cached(q, k, v, offset, allowed, sinks, window, chunk, softcap)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, Hv)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _causal(q, k, v, segment_ids, window):
+class _Sight(NamedTuple):
+    """What restricts sight besides order: `segment_ids` i32[B, T], `allowed` bool[B, T, S]."""
+
+    segment_ids: jax.Array | None
+    allowed: jax.Array | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _causal(q, k, v, sight, sinks, window, softcap):
     """Scaled q[B, K, G, T, H], k[B, K, T, H], v[B, K, T, Hv] -> [B, K, G, T, Hv]."""
-    return _causal_forward(q, k, v, segment_ids, window)[0]
+    return _causal_forward(q, k, v, sight, sinks, window, softcap)[0]
 
 
-def _causal_forward(q, k, v, segment_ids, window):
+def _causal_forward(q, k, v, sight, sinks, window, softcap):
     outs = []
     for rows, seen in _blocks(q.shape[3], window):
-        bias = _bias(_distance(rows, seen), window, _same(segment_ids, rows, seen))
+        bias = _bias(_distance(rows, seen), window, _visible(sight, rows, seen))
         q_rows = _after(outs, q[:, :, :, rows])
-        outs.append(_weigh(q_rows, k[:, :, seen], v[:, :, seen], bias))
+        outs.append(_weigh(q_rows, k[:, :, seen], v[:, :, seen], bias, sinks, softcap))
     out = jnp.concatenate(outs, axis=3)
-    return out, (q, k, v, out, segment_ids)
+    return out, (q, k, v, out, sight, sinks)
 
 
-def _causal_backward(window, saved, grad):
+def _causal_backward(window, softcap, saved, grad):
     """Scores lie transposed here, [S, T]: all products but one then contract adjacent axes."""
-    q, k, v, out, segment_ids = saved
+    q, k, v, out, sight, sinks = saved
     B, K, G, T, H = q.shape
     through = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
-    q_grads, k_grads, v_grads = [], [], []
+    q_grads, k_grads, v_grads, sink_grads = [], [], [], []
     for rows, seen in _blocks(T, window):
         q_rows = _merge(_after(q_grads, q[:, :, :, rows]))
         grad_rows = _merge(_after(q_grads, grad[:, :, :, rows]))
         keys, values = k[:, :, seen], v[:, :, seen]
-        bias = _bias(_distance(rows, seen), window, _same(segment_ids, rows, seen))
+        bias = _bias(_distance(rows, seen), window, _visible(sight, rows, seen))
         bias = bias.swapaxes(1, 2)[:, None, :, None]
-        scores = _dot(keys, q_rows, (3, 3)).reshape(B, K, -1, G, bias.shape[-1])
-        probs = jax.nn.softmax(scores + bias, axis=2).reshape(B, K, keys.shape[2], -1)
+        scores = _cap(_dot(keys, q_rows, (3, 3)), softcap)
+        held = None if sinks is None else sinks[:, None, :, None]
+        probs, lost = _softmax(scores.reshape(B, K, -1, G, bias.shape[-1]) + bias, held, axis=2)
+        if sinks is not None:
+            sink_grads.append(-(lost[:, :, 0] * through[:, :, :, rows]).sum((0, 3)))
+        probs = probs.reshape(B, K, keys.shape[2], -1)
         probs_grad = _dot(values, grad_rows, (3, 3))
         scores_grad = probs * (probs_grad - through[:, :, :, rows].reshape(B, K, 1, -1))
+        if softcap is not None:
+            scores_grad = scores_grad * (1 - jnp.square(scores / softcap))
         scores_grad = scores_grad.astype(q.dtype)
         edges = ((0, 0), (0, 0), (seen.start, T - seen.stop), (0, 0))
         v_grads.append(jnp.pad(_dot(probs.astype(v.dtype), grad_rows, (3, 2)), edges))
         k_grads.append(jnp.pad(_dot(scores_grad, q_rows, (3, 2)), edges))
         q_grad = _dot(keys, scores_grad, (2, 2)).swapaxes(2, 3)
         q_grads.append(q_grad.reshape(B, K, G, -1, H))
-    q_grad = jnp.concatenate(q_grads, axis=3)
-    return q_grad.astype(q.dtype), sum(k_grads).astype(k.dtype), sum(v_grads).astype(v.dtype), None
+    q_grad = jnp.concatenate(q_grads, axis=3).astype(q.dtype)
+    k_grad, v_grad = sum(k_grads).astype(k.dtype), sum(v_grads).astype(v.dtype)
+    return q_grad, k_grad, v_grad, None, sum(sink_grads) if sink_grads else None
 
 
 _causal.defvjp(_causal_forward, _causal_backward)
 
 
-def _cached(q, k, v, offset, window):
+def _cached(q, k, v, offset, allowed, sinks, window, chunk, softcap):
     """Scaled q[B, K, G, T, H] against a cache k[B, K, S, H], v[B, K, S, Hv] -> [B, K, G, T, Hv]."""
-    outs = []
+    outs, slots = [], slice(0, k.shape[2])
     for rows, _ in _blocks(q.shape[3], window):
-        distance = offset[:, None, None] + _distance(rows, slice(0, k.shape[2]))
+        distance = offset[:, None, None] + _distance(rows, slots)
+        seen = _visible(_Sight(None, allowed), rows, slots)
+        if chunk is not None:
+            at = (offset[:, None] + jnp.arange(rows.start, rows.stop))[..., None]
+            seen = seen & (distance <= at % chunk)
         q_rows = _after(outs, q[:, :, :, rows])
-        outs.append(_weigh(q_rows, k, v, _bias(distance, window)))
+        outs.append(_weigh(q_rows, k, v, _bias(distance, window, seen), sinks, softcap))
     return jnp.concatenate(outs, axis=3)
 
 
-def _weigh(q, k, v, bias) -> jax.Array:
+def _weigh(q, k, v, bias, sinks, softcap) -> jax.Array:
     """softmax(q k + bias) v of scaled q[B, K, G, T, H], k[B, K, S, H], v[B, K, S, Hv]."""
     B, K, G, T, H = q.shape
-    scores = _dot(q.reshape(B, K, G * T, H), k, (3, 3)).reshape(B, K, G, T, -1)
-    probs = jax.nn.softmax(scores + bias[:, None, None], axis=-1).astype(v.dtype)
+    scores = _cap(_dot(q.reshape(B, K, G * T, H), k, (3, 3)), softcap).reshape(B, K, G, T, -1)
+    held = None if sinks is None else sinks[..., None, None]
+    probs = _softmax(scores + bias[:, None, None], held, axis=-1)[0].astype(v.dtype)
     out = _dot(probs.reshape(B, K, G * T, -1), v, (3, 2))
     return out.reshape(B, K, G, T, -1).astype(v.dtype)
+
+
+def _softmax(scores, sink, axis: int) -> tuple[jax.Array, jax.Array | None]:
+    """Probabilities of the scores, and that of the sink, which broadcasts against them."""
+    if sink is None:
+        return jax.nn.softmax(scores, axis=axis), None
+    top = jax.lax.stop_gradient(jnp.maximum(scores.max(axis, keepdims=True), sink))
+    weights, lost = jnp.exp(scores - top), jnp.exp(sink - top)
+    total = weights.sum(axis, keepdims=True) + lost
+    return weights / total, lost / total
+
+
+def _cap(scores: jax.Array, softcap: float | None) -> jax.Array:
+    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+
+
+def _chunks(segment_ids: jax.Array | None, shape: tuple[int, int], chunk: int) -> jax.Array:
+    """Segments cut into chunks, i32[B, T]: each is named by the slot that it starts at."""
+    slots = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+    if segment_ids is None:
+        return slots - slots % chunk
+    changed = segment_ids != jnp.roll(segment_ids, 1, axis=1)
+    start = jax.lax.cummax(jnp.where(changed & (slots > 0), slots, 0), axis=1)
+    return slots - (slots - start) % chunk
 
 
 def _blocks(length: int, window: int | None) -> list[tuple[slice, slice]]:
@@ -154,16 +211,17 @@ def _distance(rows: slice, seen: slice) -> jax.Array:
     return jnp.arange(rows.start, rows.stop)[:, None] - jnp.arange(seen.start, seen.stop)
 
 
-def _same(segment_ids: jax.Array | None, rows: slice, seen: slice) -> jax.Array | bool:
-    """Which queries and keys share a segment, bool[B, T, S]."""
-    if segment_ids is None:
-        return True
-    return segment_ids[:, rows, None] == segment_ids[:, None, seen]
+def _visible(sight: _Sight, rows: slice, seen: slice) -> jax.Array | bool:
+    """Which keys share a query's segment and are allowed, bool[B, T, S]."""
+    ids, mask = sight.segment_ids, True
+    if ids is not None:
+        mask = ids[:, rows, None] == ids[:, None, seen]
+    return mask if sight.allowed is None else mask & sight.allowed[:, rows, seen]
 
 
-def _bias(distance: jax.Array, window: int | None, same: jax.Array | bool = True) -> jax.Array:
+def _bias(distance: jax.Array, window: int | None, visible: jax.Array | bool) -> jax.Array:
     """What to add to the scores, 0 or the lowest float, f32[1 or B, T, S]."""
-    mask = (distance >= 0) & same
+    mask = (distance >= 0) & visible
     if window is not None:
         mask &= distance < window
     mask = mask.reshape(-1, *distance.shape[-2:])

@@ -10,7 +10,6 @@ with L. `unstacked` reads the same layers as `stack_0_0`, `stack_0_1`, ... inste
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from zoo import rope
 from zoo.cache import Cache
 from zoo.config import MLA, MLP, Config, Layer, Stack
 from zoo.gqa import GroupedQueryAttention
-from zoo.layers import Embed, GatedMLP, Linear, RMSNorm, precision
+from zoo.layers import Embed, GatedMLP, Linear, Normalize, precision
 from zoo.mla import LatentAttention
 from zoo.moe import MixtureOfExperts, MoEStats
 
@@ -44,15 +43,17 @@ class Output(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What all layers share: rotation tables per distinct rope, offset i32[B], ids i32[B, T]."""
+    """What all layers share: rotation tables per distinct rope, positions i32[B, T], offset i32[B],
+    ids i32[B, T]."""
 
-    turns: tuple[tuple[jax.Array, jax.Array], ...]
+    turns: tuple[rope.Turn, ...]
+    positions: jax.Array
     offset: jax.Array | None
     segment_ids: jax.Array | None
 
 
 class Block(nn.Module):
-    """One layer: x + mixer(norm(x)), then x + ffn(norm(x))."""
+    """One layer: x + mixer(norm(x)), then x + ffn(norm(x)), with norms where `Layer` has them."""
 
     layer: Layer
     cfg: Config
@@ -62,26 +63,37 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, cache: Any, context: Context):
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        norm = functools.partial(
-            RMSNorm, self.cfg.embed_dim, self.layer.norm, param_dtype=self.param_dtype
-        )
         mixer, ffn, dim = self.layer.mixer, self.layer.ffn, self.cfg.embed_dim
         attention = LatentAttention if isinstance(mixer, MLA) else GroupedQueryAttention
         turn = None if mixer.rope is None else context.turns[self.cfg.ropes.index(mixer.rope)]
         with jax.named_scope("attention"):
             y, cache = attention(mixer, dim, **types, name="attn")(
-                norm(name="attn_norm")(x), turn,
-                cache=cache, offset=context.offset, segment_ids=context.segment_ids,
+                self._normalized("attn_norm", x), turn,
+                positions=context.positions, cache=cache,
+                offset=context.offset, segment_ids=context.segment_ids,
             )  # fmt: skip
-        x = nn.with_logical_constraint(x + y, ACTIVATION_AXES)
+            x = self._add(x, self._normalized("attn_post_norm", y))
         with jax.named_scope("ffn"):
-            h, aux = norm(name="ffn_norm")(x), None
+            h, aux = self._normalized("ffn_norm", x), None
             if isinstance(ffn, MLP):
                 y = GatedMLP(ffn, dim, **types, name="mlp")(h)
             else:
                 real = None if context.segment_ids is None else context.segment_ids > 0
                 y, aux = MixtureOfExperts(ffn, dim, **types, name="moe")(h, real)
-        return nn.with_logical_constraint(x + y, ACTIVATION_AXES), cache, aux
+            x = self._add(x, self._normalized("ffn_post_norm", y))
+        return x, cache, aux
+
+    def _normalized(self, name: str, x: jax.Array) -> jax.Array:
+        """x through the norm of this name, if the layer has it."""
+        if name not in self.layer.norms:
+            return x
+        sizes = (self.cfg.embed_dim,)
+        return Normalize(sizes, self.layer.norm, param_dtype=self.param_dtype, name=name)(x)
+
+    def _add(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        if self.layer.residual_scale != 1.0:
+            y = y * self.layer.residual_scale
+        return nn.with_logical_constraint(x + y, ACTIVATION_AXES)
 
 
 class Pattern(nn.Module):
@@ -135,9 +147,12 @@ class Decoder(nn.Module):
                     setattr(self, f"stack_{i}_{r}", body(*spec))
             else:
                 setattr(self, f"stack_{i}", _scanned(body, stack.repeats, self.unroll)(*spec))
-        self.final_norm = RMSNorm(cfg.embed_dim, cfg.norm, param_dtype=self.param_dtype)
+        self.final_norm = Normalize((cfg.embed_dim,), cfg.norm, param_dtype=self.param_dtype)
         if not cfg.tie_embeddings:
-            self.head = Linear((cfg.embed_dim,), (cfg.vocab_size,), ("embed", "vocab"), **types)
+            axes = ("embed", "vocab")
+            self.head = Linear(
+                (cfg.embed_dim,), (cfg.vocab_size,), axes, bias=cfg.head_bias, **types
+            )
 
     @nn.nowrap
     def init(self, rngs, tokens: jax.Array, *args, **kwargs) -> dict:
@@ -196,8 +211,11 @@ class Decoder(nn.Module):
             start = 0 if offset is None else offset[:, None]
             positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         turns = tuple(rope.tables(r, positions, self.dtype) for r in self.cfg.ropes)
-        context = Context(turns, offset, segment_ids)
-        x = nn.with_logical_constraint(self.embed(tokens), ACTIVATION_AXES)
+        context = Context(turns, positions, offset, segment_ids)
+        x = self.embed(tokens)
+        if self.cfg.embed_scale != 1.0:
+            x = x * jnp.asarray(self.cfg.embed_scale, self.dtype)
+        x = nn.with_logical_constraint(x, ACTIVATION_AXES)
         stacks, aux = {}, {}
         for i in range(len(self.cfg.stacks)):
             name = f"stack_{i}"
@@ -211,11 +229,18 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """dtype[B, T, D] after the final norm -> f32[B, T, V]."""
-        w = self.embed.table.T if self.cfg.tie_embeddings else self.head.w
+        cfg = self.cfg
+        w = self.embed.table.T if cfg.tie_embeddings else self.head.w
         logits = jax.lax.dot_general(
             hidden, w.astype(self.dtype), (((hidden.ndim - 1,), (0,)), ((), ())),
             precision=precision(self.dtype), preferred_element_type=jnp.float32,
         )  # fmt: skip
+        if cfg.head_bias:
+            logits = logits + self.head.b.astype(jnp.float32)
+        if cfg.logit_scale != 1.0:
+            logits = logits * cfg.logit_scale
+        if cfg.logit_softcap is not None:
+            logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
     def _run(self, i: int, x: jax.Array, held: Any, context: Context):

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from zoo import cache as caches
 from zoo import kernels
 from zoo.config import Attention
-from zoo.layers import Linear, RMSNorm
-from zoo.rope import rotate
+from zoo.layers import Linear, Normalize
+from zoo.rope import Turn, rotate, temperature
 
 
 class GroupedQueryAttention(nn.Module):
@@ -28,8 +28,9 @@ class GroupedQueryAttention(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        turn: tuple[jax.Array, jax.Array] | None,
+        turn: Turn | None,
         *,
+        positions: jax.Array | None = None,
         cache: caches.KV | None = None,
         offset: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
@@ -39,6 +40,7 @@ class GroupedQueryAttention(nn.Module):
         Args:
             x: dtype[B, T, D].
             turn: cos and sin of `zoo.rope.tables`, or None without positions.
+            positions: i32[B, T], needed by a spec with `temperature`.
             cache: `KV` of [B, K, S, H]; with S == T it is being filled from empty.
             offset: i32[B], the tokens already in each row of the cache.
             segment_ids: i32[B, T], documents packed in a row; tokens see their own only.
@@ -59,12 +61,16 @@ class GroupedQueryAttention(nn.Module):
                 ("v", spec.kv_heads, "kv_heads"),
             )
         )  # fmt: skip
-        if spec.qk_norm is not None:
-            norm = dict(norm=spec.qk_norm, axis="head_dim", param_dtype=self.param_dtype)
-            q = RMSNorm(spec.head_dim, **norm, name="q_norm")(q)
-            k = RMSNorm(spec.head_dim, **norm, name="k_norm")(k)
+        if spec.clip is not None:
+            q, k, v = (jnp.clip(t, -spec.clip, spec.clip) for t in (q, k, v))
+        if not spec.norm_after_rope:
+            q, k = self._normalized(q, k)
         if spec.rope is not None:
             q, k = (rotate(t, *turn, spec.rope.interleaved) for t in (q, k))
+        if spec.norm_after_rope:
+            q, k = self._normalized(q, k)
+        if spec.temperature is not None:
+            q = (q * temperature(spec.temperature, positions)).astype(q.dtype)
         if cache is not None:
             held = caches.KV(*(
                 caches.write(buffer, new.swapaxes(1, 2), offset)
@@ -80,7 +86,33 @@ class GroupedQueryAttention(nn.Module):
             scale=spec.head_dim**-0.5 if spec.scale is None else spec.scale,
             offset=offset,
             segment_ids=segment_ids if offset is None else None,
-            window=spec.window,
+            sinks=self._sinks() if spec.sinks else None,
+            window=spec.window, chunk=spec.chunk, softcap=spec.softcap,
         )  # fmt: skip
+        if spec.gated:
+            axes = ("embed", "heads", "head_dim")
+            gate = Linear((self.dim,), (spec.heads, spec.head_dim), axes, name="gate", **types)(x)
+            out = out * jax.nn.sigmoid(gate)
         shape = ((spec.heads, spec.head_dim), (self.dim,), ("heads", "head_dim", "embed"))
         return Linear(*shape, bias=spec.o_bias, name="o", **types)(out), cache
+
+    def _normalized(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Each head by itself, or all heads of a token as one vector."""
+        spec = self.spec
+        if spec.qk_norm is None:
+            return q, k
+
+        def normalize(name: str, heads: int, axis: str) -> Normalize:
+            sizes, axes = (spec.head_dim,), ("head_dim",)
+            if spec.norm_heads:
+                sizes, axes = (heads, *sizes), (axis, *axes)
+            return Normalize(sizes, spec.qk_norm, axes, self.param_dtype, name=name)
+
+        return (
+            normalize("q_norm", spec.heads, "heads")(q),
+            normalize("k_norm", spec.kv_heads, "kv_heads")(k),
+        )
+
+    def _sinks(self) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("heads",))
+        return self.param("sinks", init, (self.spec.heads,), self.param_dtype)

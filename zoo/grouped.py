@@ -10,7 +10,6 @@ inverse permutation, and no rows are scattered, which is slow on every platform.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo import kernels
+from zoo.layers import Gate, gated
 
 
 class Order(NamedTuple):
@@ -41,7 +41,9 @@ def expert_mlp(
     gate: jax.Array,
     up: jax.Array,
     down: jax.Array,
-    act: Callable[[jax.Array], jax.Array] = jax.nn.silu,
+    act: Gate = "silu",
+    biases: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+    weigh_input: bool = False,
 ) -> jax.Array:
     """The weighted sum of each token's chosen experts, every one a gated MLP.
 
@@ -52,7 +54,9 @@ def expert_mlp(
         gate: dtype[E, D, F].
         up: dtype[E, D, F].
         down: dtype[E, F, D].
-        act: the activation of the gate.
+        act: the activation of the gate, as in `zoo.config.MLP`.
+        biases: of gate dtype[E, F], up dtype[E, F] and down dtype[E, D].
+        weigh_input: multiplies what an expert reads by its weight, instead of what it says.
 
     Returns:
         dtype[T, D].
@@ -61,10 +65,18 @@ def expert_mlp(
     chex.assert_equal_shape([experts, weights])
     chex.assert_equal_shape([gate, up, down.mT])
     order = sort_by_expert(experts, gate.shape[0])
+    gate_bias, up_bias, down_bias = biases or (None, None, None)
+
+    def product(rows: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:
+        y = kernels.grouped_matmul(rows, w, order.group_sizes)
+        return y if bias is None else y + _of_rows(bias, order)
+
     rows = dispatch(x, order)
-    hidden = act(kernels.grouped_matmul(rows, gate, order.group_sizes))
-    hidden = hidden * kernels.grouped_matmul(rows, up, order.group_sizes)
-    return combine(kernels.grouped_matmul(hidden, down, order.group_sizes), weights, order)
+    if weigh_input:
+        scales = _take(weights.reshape(-1), order.rows)[:, None]
+        rows, weights = (rows * scales).astype(rows.dtype), jnp.ones_like(weights)
+    hidden = gated(product(rows, gate, gate_bias), product(rows, up, up_bias), act)
+    return combine(product(hidden, down, down_bias), weights, order)
 
 
 def sort_by_expert(experts: jax.Array, num_experts: int) -> Order:
@@ -81,6 +93,13 @@ def sort_by_expert(experts: jax.Array, num_experts: int) -> Order:
         .set(jnp.arange(rows.size, dtype=jnp.int32), unique_indices=True)
     )
     return Order(rows, inverse, group_sizes)
+
+
+def _of_rows(bias: jax.Array, order: Order) -> jax.Array:
+    """Each sorted row's own of dtype[E, F] -> dtype[M, F]; zero for dropped rows."""
+    ends = jnp.cumsum(order.group_sizes)
+    owner = jnp.searchsorted(ends, jnp.arange(order.rows.size), side="right")
+    return jnp.pad(bias, ((0, 1), (0, 0)))[owner]
 
 
 @jax.custom_vjp

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.config import MLP, Norm
+from zoo.config import MLP, Activation, ClampedSwiGLU, LayerNorm, Norm
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -30,20 +30,49 @@ def precision(dtype: jnp.dtype) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * scale over the last axis; x[..., D], scale[D] (`LlamaRMSNorm` of transformers).
+def rms_norm(
+    x: jax.Array,
+    scale: jax.Array | None,
+    norm: Norm,
+    axes: tuple[int, ...] = (-1,),
+) -> jax.Array:
+    """x / rms(x) * scale over the last axes; scale has their shape, or is None.
 
-    The statistics are float32 and the result is rounded to x's type before the scale multiplies it.
+    The statistics are float32. The result is rounded to x's type before the scale multiplies it
+    (`LlamaRMSNorm` of transformers), or after it for a `wide` norm (`Gemma2RMSNorm`).
     """
     wide = x.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype) * scale.astype(x.dtype)
+    mean_square = jnp.mean(jnp.square(wide), axis=axes, keepdims=True)
+    unit = wide * jax.lax.rsqrt(mean_square + norm.eps)
+    if scale is None:
+        return unit.astype(x.dtype)
+    if norm.wide:
+        return (unit * (norm.offset + scale.astype(jnp.float32))).astype(x.dtype)
+    return unit.astype(x.dtype) * (norm.offset + scale.astype(x.dtype))
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """(x - mean) / std * scale + bias over the last axis, in float32; rounded to x's type last."""
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    unit = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
+    return (unit * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+Gate = Activation | ClampedSwiGLU
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def gated(gate: jax.Array, up: jax.Array, act: str) -> jax.Array:
+def gated(gate: jax.Array, up: jax.Array, act: Gate) -> jax.Array:
     """act(gate) * up, elementwise; gate and up are all that backward keeps."""
-    return ACTIVATIONS[act](gate) * up
+    return _gated(gate, up, act)
+
+
+def _gated(gate: jax.Array, up: jax.Array, act: Gate) -> jax.Array:
+    if not isinstance(act, ClampedSwiGLU):
+        return ACTIVATIONS[act](gate) * up
+    gate = jnp.minimum(gate, act.limit)
+    return gate * jax.nn.sigmoid(act.alpha * gate) * (jnp.clip(up, -act.limit, act.limit) + 1)
 
 
 def _gated_forward(gate, up, act):
@@ -52,8 +81,7 @@ def _gated_forward(gate, up, act):
 
 def _gated_backward(act, saved, grad):
     gate, up = saved
-    opened, pull = jax.vjp(ACTIVATIONS[act], gate)
-    return *pull(grad * up), grad * opened
+    return jax.vjp(functools.partial(_gated, act=act), gate, up)[1](grad)
 
 
 gated.defvjp(_gated_forward, _gated_backward)
@@ -124,26 +152,34 @@ class Linear(nn.Module):
             "w", nn.with_logical_partitioning(init, self.axes), shape, self.param_dtype
         )
         if self.bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[inner:])
-            self.b = self.param("b", zeros, self.outputs, self.param_dtype)
+            axes = self.axes[:first] + self.axes[first + inner :]
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes)
+            self.b = self.param("b", zeros, (*self.stacked, *self.outputs), self.param_dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = project(x, self.w, self.dtype, len(self.inputs))
         return y + self.b.astype(self.dtype) if self.bias else y
 
 
-class RMSNorm(nn.Module):
-    """`rms_norm` with its scale, over the last axis of size `dim`."""
+class Normalize(nn.Module):
+    """`rms_norm` or `layer_norm` with their parameters, over the last axes, of these sizes."""
 
-    dim: int
-    norm: Norm
-    axis: str = "norm"
+    sizes: tuple[int, ...]
+    norm: Norm | LayerNorm
+    axes: tuple[str, ...] = ("norm",)
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
-        return rms_norm(x, self.param("scale", ones, (self.dim,), self.param_dtype), self.norm.eps)
+        if isinstance(self.norm, LayerNorm):
+            scale, bias = self._param("scale", 1.0), self._param("b", 0.0)
+            return layer_norm(x, scale, bias, self.norm.eps)
+        scale = self._param("scale", 1.0 - self.norm.offset) if self.norm.scaled else None
+        return rms_norm(x, scale, self.norm, tuple(range(-len(self.sizes), 0)))
+
+    def _param(self, name: str, value: float) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.constant(value), self.axes)
+        return self.param(name, init, self.sizes, self.param_dtype)
 
 
 class Embed(nn.Module):

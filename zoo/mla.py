@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from zoo import cache as caches
 from zoo import kernels
 from zoo.config import MLA
-from zoo.layers import Linear, RMSNorm, precision
-from zoo.rope import rotate
+from zoo.layers import Linear, Normalize, precision
+from zoo.rope import Turn, rotate, temperature
 
 
 class LatentAttention(nn.Module):
@@ -33,16 +33,16 @@ class LatentAttention(nn.Module):
         spec, types = self.spec, dict(dtype=self.dtype, param_dtype=self.param_dtype)
         q_out = (spec.heads, spec.nope_dim + spec.rope_dim)
         q_axes = ("heads", "head_dim")
-        norm = dict(norm=spec.norm, axis="rank", param_dtype=self.param_dtype)
+        norm = dict(norm=spec.norm, axes=("rank",), param_dtype=self.param_dtype)
         down = dict(bias=spec.bias, **types)
         if spec.q_rank is None:
             self.q = Linear((self.dim,), q_out, ("embed", *q_axes), **types)
         else:
             self.q_down = Linear((self.dim,), (spec.q_rank,), ("embed", "rank"), **down)
-            self.q_norm = RMSNorm(spec.q_rank, **norm)
+            self.q_norm = Normalize((spec.q_rank,), **norm)
             self.q_up = Linear((spec.q_rank,), q_out, ("rank", *q_axes), **types)
         self.kv_down = Linear((self.dim,), (spec.kv_rank,), ("embed", "rank"), **down)
-        self.kv_norm = RMSNorm(spec.kv_rank, **norm)
+        self.kv_norm = Normalize((spec.kv_rank,), **norm)
         self.k_rope = Linear((self.dim,), (spec.rope_dim,), ("embed", "head_dim"), **down)
         up_axes = ("rank", "heads", "head_dim")
         self.k_up = Linear((spec.kv_rank,), (spec.heads, spec.nope_dim), up_axes, **types)
@@ -53,8 +53,9 @@ class LatentAttention(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        turn: tuple[jax.Array, jax.Array],
+        turn: Turn | None,
         *,
+        positions: jax.Array | None = None,
         cache: caches.Latent | None = None,
         offset: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
@@ -63,7 +64,8 @@ class LatentAttention(nn.Module):
 
         Args:
             x: dtype[B, T, D].
-            turn: cos and sin of `zoo.rope.tables`.
+            turn: cos and sin of `zoo.rope.tables`, or None without positions.
+            positions: i32[B, T], needed by a spec with `temperature`.
             cache: `Latent` of [B, S, R + P]; with S == T it is being filled from empty.
             offset: i32[B], the tokens already in each row of the cache.
             segment_ids: i32[B, T], documents packed in a row; tokens see their own only.
@@ -71,9 +73,9 @@ class LatentAttention(nn.Module):
         Returns:
             dtype[B, T, D] and the cache with x's latents in it.
         """
-        q_nope, q_rope = self._queries(x, turn)
+        q_nope, q_rope = self._queries(x, turn, positions)
         latent = self.kv_norm(self.kv_down(x))
-        k_rope = rotate(self.k_rope(x)[:, :, None], *turn, self.spec.rope.interleaved)
+        k_rope = self._rotated(self.k_rope(x)[:, :, None], turn)
         if cache is not None:
             new = jnp.concatenate((latent, k_rope[:, :, 0]), axis=-1)
             absorbed = cache.c.shape[1] != x.shape[1]
@@ -87,10 +89,16 @@ class LatentAttention(nn.Module):
         spec = self.spec
         return (spec.nope_dim + spec.rope_dim) ** -0.5 if spec.scale is None else spec.scale
 
-    def _queries(self, x: jax.Array, turn: tuple[jax.Array, jax.Array]):
+    def _queries(self, x: jax.Array, turn: Turn | None, positions: jax.Array | None):
         q = self.q(x) if self.spec.q_rank is None else self.q_up(self.q_norm(self.q_down(x)))
+        if self.spec.temperature is not None:  # a rotation keeps the factor
+            q = (q * temperature(self.spec.temperature, positions)).astype(q.dtype)
         q_nope, q_rope = jnp.split(q, (self.spec.nope_dim,), axis=-1)
-        return q_nope, rotate(q_rope, *turn, self.spec.rope.interleaved)
+        return q_nope, self._rotated(q_rope, turn)
+
+    def _rotated(self, x: jax.Array, turn: Turn | None) -> jax.Array:
+        rope = self.spec.rope
+        return x if rope is None else rotate(x, *turn, rope.interleaved)
 
     def _expanded(self, q_nope, q_rope, latent, k_rope, segment_ids) -> jax.Array:
         k_nope, v = self.k_up(latent), self.v_up(latent)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from zoo import grouped
 from zoo.config import MoE
-from zoo.layers import ACTIVATIONS, GatedMLP, Linear
+from zoo.layers import GatedMLP, Linear
 
 
 class Routing(NamedTuple):
@@ -47,6 +47,8 @@ def route(logits: jax.Array, spec: MoE, bias: jax.Array | None = None) -> Routin
     groups are ranked by their two best experts and the others cannot be chosen.
     """
     logits = logits.astype(jnp.float32)
+    if spec.score == "sparsemixer":
+        return _sparsemixer(logits, spec.jitter)
     if spec.score == "softmax":
         scores = prob = jax.nn.softmax(logits, axis=-1)
     else:
@@ -64,10 +66,35 @@ def route(logits: jax.Array, spec: MoE, bias: jax.Array | None = None) -> Routin
 
 def _only_top_groups(choice: jax.Array, spec: MoE) -> jax.Array:
     grouped_choice = choice.reshape(-1, spec.groups, spec.experts // spec.groups)
-    group_score = jax.lax.top_k(grouped_choice, 2)[0].sum(-1)
+    best_of_group = 2 if spec.group_score == "top2" else 1
+    group_score = jax.lax.top_k(grouped_choice, best_of_group)[0].sum(-1)
     _, best = jax.lax.top_k(group_score, spec.top_groups)
     kept = jax.nn.one_hot(best, spec.groups, dtype=bool).any(-2)
     return jnp.where(kept[..., None], grouped_choice, -jnp.inf).reshape(choice.shape)
+
+
+def _sparsemixer(logits: jax.Array, jitter: float) -> Routing:
+    """Two experts, one after the other, each weighed against its near competitors only.
+
+    Evaluation of `sparsemixer` in modeling_phimoe.py: an expert competes with the likeliest one if
+    its logit is within 2 * jitter of it, relative to the larger magnitude; the second choice
+    leaves the first out.
+    """
+
+    def pick(candidates: jax.Array) -> tuple[jax.Array, jax.Array]:
+        best = jax.lax.stop_gradient(candidates.max(-1, keepdims=True))
+        distance = (best - logits) / jnp.maximum(jnp.abs(logits), best)
+        near = jnp.where(distance > 2 * jitter, -jnp.inf, candidates)
+        expert = jnp.argmax(candidates, axis=-1, keepdims=True)
+        weight = jnp.take_along_axis(jax.nn.softmax(near, axis=-1), expert, axis=-1)
+        return expert, weight
+
+    first, first_weight = pick(logits)
+    taken = first == jnp.arange(logits.shape[-1])
+    second, second_weight = pick(jnp.where(taken, -jnp.inf, logits))
+    experts = jnp.concatenate((first, second), axis=-1).astype(jnp.int32)
+    weights = jnp.concatenate((first_weight, second_weight), axis=-1)
+    return Routing(experts, weights, jax.nn.softmax(logits, axis=-1))
 
 
 def stats(routing: Routing, real: jax.Array | None = None) -> MoEStats:
@@ -90,18 +117,20 @@ class MixtureOfExperts(nn.Module):
         spec, types = self.spec, dict(dtype=self.dtype, param_dtype=self.param_dtype)
         router_dtype = jnp.float32 if spec.fp32_router else self.dtype
         self.router = Linear(
-            (self.dim,), (spec.experts,), ("embed", "experts"),
+            (self.dim,), (spec.experts,), ("embed", "experts"), bias=spec.router_bias,
             dtype=router_dtype, param_dtype=self.param_dtype,
         )  # fmt: skip
         if spec.select_bias:
             self.bias = SelectionBias(spec.experts)
+        each = dict(stacked=(spec.experts,), bias=spec.bias, **types)
         inner = ((self.dim,), (spec.hidden,), ("experts", "embed", "mlp"))
-        self.gate = Linear(*inner, stacked=(spec.experts,), **types)
-        self.up = Linear(*inner, stacked=(spec.experts,), **types)
-        outer = ((spec.hidden,), (self.dim,), ("experts", "mlp", "embed"))
-        self.down = Linear(*outer, stacked=(spec.experts,), **types)
+        self.gate = Linear(*inner, **each)
+        self.up = Linear(*inner, **each)
+        self.down = Linear((spec.hidden,), (self.dim,), ("experts", "mlp", "embed"), **each)
         if spec.shared is not None:
             self.shared = GatedMLP(spec.shared, self.dim, **types)
+        if spec.shared_gate:
+            self.shared_gate = Linear((self.dim,), (1,), ("embed", "norm"), **types)
 
     def __call__(self, x: jax.Array, real: jax.Array | None = None) -> tuple[jax.Array, MoEStats]:
         """`real` bool[...] marks tokens that are not padding; padding reaches no routed expert."""
@@ -111,15 +140,21 @@ class MixtureOfExperts(nn.Module):
         experts = routing.experts
         if real is not None:
             experts = jnp.where(real[:, None], experts, spec.experts)
-        weights = routing.weights if spec.fp32_router else routing.weights.astype(self.dtype)
+        weights = routing.weights if spec.fp32_weights else routing.weights.astype(self.dtype)
+        parts = self.gate, self.up, self.down
+        biases = tuple(part.b.astype(self.dtype) for part in parts) if spec.bias else None
         y = grouped.expert_mlp(
             rows.astype(self.dtype), experts, weights,
-            *(part.w.astype(self.dtype) for part in (self.gate, self.up, self.down)),
-            act=ACTIVATIONS[spec.act],
+            *(part.w.astype(self.dtype) for part in parts),
+            act=spec.act, biases=biases, weigh_input=spec.weigh_input,
         ).reshape(x.shape)  # fmt: skip
         if spec.shared is not None:
-            y = y + self.shared(x)
+            y = y + self._shared(x)
         return y, stats(routing, real)
+
+    def _shared(self, x: jax.Array) -> jax.Array:
+        y = self.shared(x)
+        return y * jax.nn.sigmoid(self.shared_gate(x)) if self.spec.shared_gate else y
 
 
 class SelectionBias(nn.Module):

@@ -16,11 +16,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.config import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from zoo.config import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRope,
+    Rope,
+    Temperature,
+    YarnScaling,
+)
+
+Turn = tuple[jax.Array, jax.Array]
+"""cos and sin of `tables`."""
 
 
-def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
-    """Angle per position of each pair, f32[P] in radians, and the factor on cos and sin."""
+def frequencies(rope: Rope, far: bool = False) -> tuple[np.ndarray, float]:
+    """Angle per position of each pair, f32[P] in radians, and the factor on cos and sin.
+
+    `far` asks for those of `LongRope` beyond its original length; others have one set.
+    """
     exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim)
     base = np.power(np.float64(rope.theta), exponents.astype(np.float64)).astype(np.float32)
     inverse = np.float32(1.0) / base
@@ -33,6 +46,10 @@ def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
             return _llama3(inverse, scaling), 1.0
         case YarnScaling() as scaling:
             return _yarn(base, rope, scaling), _yarn_attention_factor(scaling)
+        case LongRope() as scaling:
+            divisors = np.asarray(scaling.long if far else scaling.short, np.float32)
+            factor = scaling.long_factor if far else scaling.short_factor
+            return np.float32(1.0) / (divisors * base), factor
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
@@ -40,18 +57,29 @@ def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def tables(rope: Rope, positions: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, dtype[B, T, P], of i32[B, T] positions; the angles are float32."""
+def tables(rope: Rope, positions: jax.Array, dtype: jnp.dtype) -> Turn:
+    """cos and sin, dtype[B, T, P], of i32[B, T] positions; float32 for a `wide` rope."""
     inverse, factor = frequencies(rope)
+    if isinstance(rope.scaling, LongRope):
+        far = positions.max(-1, keepdims=True)[..., None] >= rope.scaling.original_length
+        long_inverse, long_factor = frequencies(rope, far=True)
+        inverse, factor = jnp.where(far, long_inverse, inverse), jnp.where(far, long_factor, factor)
     angles = positions[..., None].astype(jnp.float32) * inverse
+    dtype = jnp.float32 if rope.wide else dtype
     return (jnp.cos(angles) * factor).astype(dtype), (jnp.sin(angles) * factor).astype(dtype)
+
+
+def temperature(spec: Temperature, positions: jax.Array) -> jax.Array:
+    """The factor on queries, f32[B, T, 1, 1], of i32[B, T] positions."""
+    steps = jnp.floor((positions.astype(jnp.float32) + spec.shift) / spec.length)
+    return (1.0 + spec.beta * jnp.log1p(steps))[..., None, None]
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool = False) -> jax.Array:
     """Rotates the first 2P elements of each head of x[B, T, N, H]; the rest passes through.
 
-    The result is in half layout even for interleaved input, as in transformers: q and k agree, and
-    nothing else sees the order.
+    Computes in the wider type of x and cos, and returns x's. The result is in half layout even for
+    interleaved input, as in transformers: q and k agree, and nothing else sees the order.
     """
     dim = 2 * cos.shape[-1]
     turned, passed = x[..., :dim], x[..., dim:]
@@ -61,7 +89,8 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool = Fal
     else:
         a, b = jnp.split(turned, 2, axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
-    return jnp.concatenate((a * cos - b * sin, b * cos + a * sin, passed), axis=-1)
+    halves = (a * cos - b * sin).astype(x.dtype), (b * cos + a * sin).astype(x.dtype)
+    return jnp.concatenate((*halves, passed), axis=-1)
 
 
 def _llama3(inverse: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from zoo.config import MLA, MLP, Attention, Config, Layer, MoE
+from zoo.config import MLA, MLP, Attention, Config, Layer, LayerNorm, MoE, Norm
 
 Shape = tuple[int, ...]
 
@@ -21,9 +21,11 @@ def shapes(cfg: Config) -> dict[str, Shape]:
         for j, layer in enumerate(stack.layers):
             for path, shape in layer_shapes(layer, d).items():
                 found[f"stack_{i}/layer_{j}/{path}"] = (stack.repeats, *shape)
-    found["final_norm/scale"] = (d,)
+    found |= _norm(cfg.norm, "final_norm", d)
     if not cfg.tie_embeddings:
         found["head/w"] = (d, cfg.vocab_size)
+    if cfg.head_bias:
+        found["head/b"] = (cfg.vocab_size,)
     return found
 
 
@@ -32,8 +34,8 @@ def count(cfg: Config, active: bool = False) -> int:
     total = 0
     for path, shape in shapes(cfg).items():
         n = math.prod(shape)
-        if active and "/moe/" in path and path.split("/")[-2] in ("gate", "up", "down"):
-            n = n * _top_k(cfg, path) // shape[1] if "/shared/" not in path else n
+        if active and path.split("/")[-3:-1] in (["moe", part] for part in ("gate", "up", "down")):
+            n = n * _top_k(cfg, path) // shape[1]
         total += n
     return total
 
@@ -44,7 +46,16 @@ def layer_shapes(layer: Layer, d: int) -> dict[str, Shape]:
         _attention(layer.mixer, d) if isinstance(layer.mixer, Attention) else _mla(layer.mixer, d)
     )
     ffn = _mlp(layer.ffn, d, "mlp") if isinstance(layer.ffn, MLP) else _moe(layer.ffn, d)
-    return {"attn_norm/scale": (d,), **mixer, "ffn_norm/scale": (d,), **ffn}
+    norms = {}
+    for name in layer.norms:
+        norms |= _norm(layer.norm, name, d)
+    return {**norms, **mixer, **ffn}
+
+
+def _norm(norm: Norm | LayerNorm, prefix: str, *sizes: int) -> dict[str, Shape]:
+    if isinstance(norm, LayerNorm):
+        return {f"{prefix}/scale": sizes, f"{prefix}/b": sizes}
+    return {f"{prefix}/scale": sizes} if norm.scaled else {}
 
 
 def _attention(a: Attention, d: int) -> dict[str, Shape]:
@@ -59,8 +70,13 @@ def _attention(a: Attention, d: int) -> dict[str, Shape]:
         found |= {"attn/q/b": (n, h), "attn/k/b": (k, h), "attn/v/b": (k, h)}
     if a.o_bias:
         found["attn/o/b"] = (d,)
+    if a.gated:
+        found["attn/gate/w"] = (d, n, h)
+    if a.sinks:
+        found["attn/sinks"] = (n,)
     if a.qk_norm is not None:
-        found |= {"attn/q_norm/scale": (h,), "attn/k_norm/scale": (h,)}
+        for name, heads in (("attn/q_norm", n), ("attn/k_norm", k)):
+            found |= _norm(a.qk_norm, name, *((heads, h) if a.norm_heads else (h,)))
     return found
 
 
@@ -100,11 +116,17 @@ def _mlp(m: MLP, d: int, prefix: str) -> dict[str, Shape]:
 def _moe(m: MoE, d: int) -> dict[str, Shape]:
     e, f = m.experts, m.hidden
     found: dict[str, Shape] = {"moe/router/w": (d, e)}
+    if m.router_bias:
+        found["moe/router/b"] = (e,)
     if m.select_bias:
         found["moe/bias/b"] = (e,)
     found |= {"moe/gate/w": (e, d, f), "moe/up/w": (e, d, f), "moe/down/w": (e, f, d)}
+    if m.bias:
+        found |= {"moe/gate/b": (e, f), "moe/up/b": (e, f), "moe/down/b": (e, d)}
     if m.shared is not None:
         found |= _mlp(m.shared, d, "moe/shared")
+    if m.shared_gate:
+        found["moe/shared_gate/w"] = (d, 1)
     return found
 
 

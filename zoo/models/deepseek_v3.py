@@ -106,6 +106,7 @@ def from_hf(hf: Mapping) -> Config:
         groups=keys.integer("n_group"),
         top_groups=keys.integer("topk_group"),
         fp32_router=True,
+        fp32_weights=True,
         shared=MLP(hidden * shared, act),
     )
     layers = tuple(
@@ -183,8 +184,8 @@ def _preset(vocab, heads, dense, theta, length, scaling, moe) -> Config:
 
 
 def _moe(experts, scale, groups, top_groups) -> MoE:
-    router = dict(score="sigmoid", scale=scale, select_bias=True, fp32_router=True)
-    grouped = dict(groups=groups, top_groups=top_groups)
+    router = dict(score="sigmoid", scale=scale, select_bias=True)
+    grouped = dict(groups=groups, top_groups=top_groups, fp32_router=True, fp32_weights=True)
     return MoE(experts, 8, 2048, shared=MLP(2048), **router, **grouped)
 
 
