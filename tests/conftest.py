@@ -22,7 +22,7 @@ from tests import examples
 jax.config.update("jax_num_cpu_devices", 8)
 
 
-@pytest.fixture(scope="session", params=["dense", "moe", "mla", "mla_moe"])
+@pytest.fixture(scope="session", params=list(examples.CONFIGS))
 def cfg(request) -> zoo.Config:
     """One small config of each kind."""
     return examples.CONFIGS[request.param]

@@ -10,13 +10,16 @@ from zoo.config import (
     MLA,
     MLP,
     Attention,
+    ClampedSwiGLU,
     Config,
     Layer,
+    LayerNorm,
     Llama3Scaling,
     MoE,
     Norm,
     Rope,
     Stack,
+    Temperature,
     YarnScaling,
 )
 from zoo.decoder import Decoder
@@ -35,6 +38,34 @@ _SIGMOID = MoE(
     fp32_router=True, shared=MLP(20),
 )  # fmt: skip
 
+_FEATURES = Config(
+    VOCAB, DIM,
+    (
+        Stack(2, (
+            Layer(
+                Attention(
+                    6, 2, 16, Rope(8, wide=True), chunk=7, softcap=20.0, sinks=True, gated=True,
+                    clip=3.0, qk_norm=Norm(offset=1.0, wide=True), norm_heads=True,
+                    norm_after_rope=True, temperature=Temperature(0.1, 4.0, 1),
+                ),
+                MoE(
+                    8, 2, 28, ClampedSwiGLU(), router_bias=True, bias=True, weigh_input=True,
+                    shared=MLP(20), shared_gate=True,
+                ),
+                LayerNorm(), "sandwich",
+            ),
+            Layer(
+                Attention(4, 4, 12, None, qk_norm=Norm(scaled=False)),
+                MoE(8, 2, 28, score="sparsemixer"), placement="post", ffn_placement="sandwich",
+                residual_scale=0.5,
+            ),
+            Layer(MLA(4, None, 24, 12, 8, 10, None, temperature=Temperature(0.1, 4.0)), MLP(20)),
+        )),
+    ),
+    LayerNorm(), embed_scale=2.0, logit_scale=0.5, logit_softcap=30.0, head_bias=True,
+)  # fmt: skip
+"""What no family has all of: every field of the config away from its default."""
+
 CONFIGS = {
     "dense": Config(
         VOCAB, DIM, (Stack(3, (Layer(_GQA, MLP(80, bias=True)),)),), tie_embeddings=True
@@ -44,10 +75,17 @@ CONFIGS = {
     "mla_moe": Config(
         VOCAB, DIM, (Stack(1, (Layer(_MLA, MLP(80)),)), Stack(2, (Layer(_MLA, _SIGMOID),)))
     ),
+    "features": _FEATURES,
 }
 
 
-_SPREAD = {"w": (0.0, 0.15), "b": (0.0, 0.1), "scale": (1.0, 0.1), "table": (0.0, 0.3)}
+_SPREAD = {
+    "w": (0.0, 0.15),
+    "b": (0.0, 0.1),
+    "sinks": (0.0, 1.0),
+    "scale": (1.0, 0.1),
+    "table": (0.0, 0.3),
+}
 
 
 def random_params(model: Decoder, seed: int = 0) -> dict:

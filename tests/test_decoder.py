@@ -65,7 +65,8 @@ def test_right_padding_changes_nothing(made):
 def test_left_padding_changes_nothing(made):
     model, params, tokens = made
     ids = (jnp.arange(24) >= 9).astype(jnp.int32)[None].repeat(2, 0)
-    got = run(model)(params, tokens, segment_ids=ids).logits[:, 9:]
+    positions = jnp.maximum(jnp.arange(24) - 9, 0)[None].repeat(2, 0)
+    got = run(model)(params, tokens, segment_ids=ids, positions=positions).logits[:, 9:]
     close(got, run(model)(params, tokens[:, 9:]).logits, 1e-5)
 
 

@@ -5,9 +5,10 @@ Axes: M rows sorted by expert, D and F the two sides of an expert's matrix, E ex
 XLA's own `ragged_dot` is dense over experts on CPU. Here a `while` loop visits only the experts
 that own rows, copies an expert's matrix once, and takes that expert's rows in blocks: as many of
 each whole size as fit, then one block of the smallest size that holds the rest. Sizes below `STEP`
-are powers of two and those up to `WHOLE` its multiples, so at most `STEP - 1` rows per expert and
-at most half of any product are padding, however the rows are spread. An expert with a single row,
-as in decoding, is a product of vectors that reads the matrix where it lies.
+are powers of two and those up to `WHOLE` its multiples (unless there are but few rows), so at most
+`STEP - 1` rows per expert and at most half of any product are padding, however the rows are
+spread. An expert with a single row, as in decoding, is a product of vectors that reads the matrix
+where it lies.
 
 Choices of a size are loops that run at most once: XLA updates the state of a loop in place, while
 it would copy the whole output through a `cond` or `switch`.
@@ -24,6 +25,8 @@ from jax import lax
 STEP = 16
 WHOLE = 128
 LARGEST = 1024
+FEW = 256
+"""Rows in all below which blocks are powers of two only: less to compile, for little work."""
 
 
 def gmm(lhs: jax.Array, rhs: jax.Array, group_sizes: jax.Array) -> jax.Array:
@@ -96,7 +99,8 @@ def block_sizes(rows: int, experts: int) -> tuple[tuple[int, ...], tuple[int, ..
     while largest < LARGEST and largest * experts < rows:
         largest *= 2
     whole = [size for size in (1024, 512, 256, 128) if WHOLE <= size <= min(largest, rows)]
-    rest = [size for size in (2, 4, 8, *range(STEP, WHOLE, STEP)) if size < rows]
+    fine = range(STEP, WHOLE, STEP) if rows >= FEW else (16, 32, 64)
+    rest = [size for size in (2, 4, 8, *fine) if size < rows]
     return tuple(whole), (*rest, min(WHOLE, rows))
 
 

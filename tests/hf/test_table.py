@@ -12,7 +12,7 @@ from tests import examples
 from zoo import models
 from zoo.hf.layout import count, shapes
 from zoo.hf.load import flatten
-from zoo.hf.table import Flat, Linear, Row, Same, Split, expand
+from zoo.hf.table import Flat, Interleave, Linear, Row, Same, Shaped, Split, expand
 
 OPS = [
     (Same(), ((3, 5),), (3, 5)),
@@ -23,6 +23,10 @@ OPS = [
     (Split(-1, Linear()), ((4, 5), (4, 2)), (7, 4)),
     (Split(0, Flat()), ((5,), (2,)), (7,)),
     (Split(0, Linear()), ((5, 4), (2, 4)), (4, 7)),
+    (Linear(lead=1), ((3, 4, 2, 5),), (3, 10, 4)),
+    (Split(-1, Linear(lead=1)), ((3, 4, 5), (3, 4, 2)), (3, 7, 4)),
+    (Interleave(Same()), ((3, 4, 5), (3, 4, 5)), (3, 4, 10)),
+    (Shaped((1, None)), ((5,),), (1, 5)),
 ]
 
 
@@ -50,9 +54,8 @@ def test_split_is_per_head():
     assert values[0, 1, 0] == tensor[8, 0]
 
 
-@pytest.mark.parametrize("name", ["dense", "moe", "mla", "mla_moe"])
-def test_layout_is_the_decoders(name):
-    cfg = examples.CONFIGS[name]
+@pytest.mark.parametrize("cfg", list(examples.CONFIGS.values()))
+def test_layout_is_the_decoders(cfg):
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     made = jax.eval_shape(zoo.Decoder(cfg).init, jax.random.key(0), tokens)
     assert {path: leaf.shape for path, leaf in flatten(made["params"]).items()} == shapes(cfg)
@@ -71,6 +74,29 @@ def test_every_preset_has_a_place_for_every_parameter(name):
             held[part.path] += int(np.prod(part.shape))
     assert held == {path: int(np.prod(shape)) for path, shape in wanted.items()}
     assert sum(held.values()) == count(cfg)
+
+
+def test_interleaved_parameters_take_turns():
+    tensor = np.arange(12).reshape(2, 6)
+    gate, up = Interleave(Same()).views(tensor, ((2, 3), (2, 3)))
+    assert gate[1].tolist() == [6, 8, 10]
+    assert up[1].tolist() == [7, 9, 11]
+
+
+def test_alternatives_follow_the_names_that_are_there():
+    cfg = models.config("qwen3-30b-a3b")
+    layer = "model.layers.{l}.mlp.experts."
+    fused = Row(layer + "gate_up", ("moe/gate/w", "moe/up/w"), Split(-1, Linear(lead=1)))
+    table = (*models.family(cfg.family).table, fused)
+    usual, other = "model.layers.3.mlp.experts.0.gate_proj.weight", fused.disk.format(l=3)
+    for names in (None, (), {usual, other}):
+        tensors = expand(cfg, table, names)
+        assert usual in tensors
+        assert other not in tensors
+    tensors = expand(cfg, table, {other})
+    assert tensors[other].shape == (128, 2 * 768, 2048)
+    assert usual not in tensors
+    assert usual.replace("3", "4", 1) in tensors  # each layer chooses
 
 
 def test_a_parameter_without_a_row_is_an_error():

@@ -7,9 +7,10 @@ ignored is how ports go wrong without a warning.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
-from zoo.config import Activation, LinearScaling, Llama3Scaling, Rope, YarnScaling
+from zoo.config import Activation, LinearScaling, Llama3Scaling, LongRope, Rope, YarnScaling
 from zoo.rope import yarn_mscale
 
 # Keys that describe files, training, generation or classification heads, not the decoder.
@@ -36,7 +37,7 @@ COMMON = {
     "cross_attention_hidden_size": None,
     "is_decoder": False,
     "is_encoder_decoder": False,
-    "partial_rotary_factor": 1.0,
+    "partial_rotary_factor": None,
     "quantization_config": None,
     "per_layer_config": None,
     "rope_parameters": None,
@@ -76,6 +77,11 @@ class Keys:
 
     def __contains__(self, name: str) -> bool:
         return name in self._hf
+
+    def get(self, name: str):
+        """A key that the class may not have, or None."""
+        self._used.add(name)
+        return self._hf.get(name, self._defaults.get(name))
 
     def alias(self, name: str, other: str) -> str:
         """Which of two names for one key the config gives; `name` if neither."""
@@ -118,29 +124,50 @@ def activation_name(act: Activation) -> str:
     return "gelu_pytorch_tanh" if act == "gelu_tanh" else act
 
 
-def read_rope(keys: Keys, dim: int, interleaved: bool = False) -> Rope:
+def read_rope(
+    keys: Keys,
+    dim: int,
+    interleaved: bool = False,
+    wide: bool = False,
+    layer_type: str | None = None,
+    partial: bool = False,
+    take: Callable[[dict], None] = lambda left: None,
+) -> Rope:
     """The rotation of a config, by old keys (rope_theta, rope_scaling) or new (rope_parameters).
 
     Follows `modeling_rope_utils.py` of transformers: `rope_scaling` wins over `rope_parameters`,
     theta inside the dict wins over `rope_theta`.
+
+    Args:
+        keys: the config.
+        dim: of a head; `partial` families rotate `partial_rotary_factor` of it.
+        interleaved: as in `Rope`, and so `wide`.
+        layer_type: which to read where rope_parameters holds one rotation per layer type.
+        partial: whether the family's modelling code reads `partial_rotary_factor`.
+        take: removes what only the family itself understands from the dict.
     """
     new, old, theta = keys["rope_parameters"], keys["rope_scaling"], keys["rope_theta"]
     name = "rope_scaling" if old else "rope_parameters"
     left = dict(old or new or {})
+    if layer_type is not None and isinstance(left.get(layer_type), Mapping):
+        left = dict(left[layer_type])
     for key, value in left.items():
         if isinstance(value, Mapping):
             raise keys.error(name, f"a rotation per layer type ({key}) is not implemented")
+    take(left)
     theta = left.pop("rope_theta", theta)
     kinds = {left.pop(k) for k in ("rope_type", "type") if k in left}
     if len(kinds) > 1:
         raise keys.error(name, "rope_type and type differ; keep one")
     kind = kinds.pop() if kinds else "default"
-    if left.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise keys.error(name, "only partial_rotary_factor=1.0 is implemented")
+    fraction = left.pop("partial_rotary_factor", None) or keys["partial_rotary_factor"] or 1.0
+    if fraction != 1.0 and not partial:
+        raise keys.error("partial_rotary_factor", "this family rotates whole heads")
+    dim = int(dim * fraction)
     scaling = _scaling(keys, name, kind, left)
     if left:
         raise keys.error(name, f"{kind} rope does not use {', '.join(sorted(left))}; remove it")
-    return Rope(dim, float(theta), interleaved, scaling)
+    return Rope(dim, float(theta), interleaved, scaling, wide)
 
 
 def _scaling(keys: Keys, name: str, kind: str, left: dict):
@@ -156,6 +183,8 @@ def _scaling(keys: Keys, name: str, kind: str, left: dict):
         return None
     if kind == "linear":
         return LinearScaling(float(need("factor")))
+    if kind == "longrope":
+        return _longrope(keys, need, left)
     if kind == "llama3":
         return Llama3Scaling(
             float(need("factor")),
@@ -178,8 +207,21 @@ def _scaling(keys: Keys, name: str, kind: str, left: dict):
             truncate=left.pop("truncate", True),
         )
     raise keys.error(
-        name, f"rope_type {kind!r} is not implemented; use default, linear, llama3, yarn"
+        name, f"rope_type {kind!r} is not implemented; use default, linear, llama3, yarn, longrope"
     )
+
+
+def _longrope(keys: Keys, need: Callable, left: dict) -> LongRope:
+    """`_compute_longrope_parameters`: the factor comes from how much longer the context became."""
+    longest = keys["max_position_embeddings"]
+    original = left.pop("original_max_position_embeddings", None)
+    original = int(original or keys.get("original_max_position_embeddings") or longest)
+    short, far = (tuple(map(float, need(key))) for key in ("short_factor", "long_factor"))
+    factor, given = left.pop("factor", None), left.pop("attention_factor", None)
+    if given is None:
+        ratio = longest / original if factor is None else factor
+        given = 1.0 if ratio <= 1.0 else math.sqrt(1 + math.log(ratio) / math.log(original))
+    return LongRope(short, far, original, float(given), float(given))
 
 
 def write_rope(rope: Rope) -> dict:
@@ -189,6 +231,15 @@ def write_rope(rope: Rope) -> dict:
         scaling = None
     elif isinstance(s, LinearScaling):
         scaling = {"rope_type": "linear", "type": "linear", "factor": s.factor}
+    elif isinstance(s, LongRope):
+        scaling = {
+            "rope_type": "longrope",
+            "type": "longrope",
+            "short_factor": list(s.short),
+            "long_factor": list(s.long),
+            "original_max_position_embeddings": s.original_length,
+            "attention_factor": s.short_factor,
+        }
     elif isinstance(s, Llama3Scaling):
         scaling = {
             "rope_type": "llama3",

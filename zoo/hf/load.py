@@ -27,7 +27,7 @@ from zoo.hf.safetensors import NAMES
 from zoo.hf.source import Source, open_source, some
 from zoo.hf.table import Tensor, expand
 from zoo.hf.tokenizer import find_tokenizer
-from zoo.models import config_from_hf, family
+from zoo.models import config_from_hf, storage
 
 if TYPE_CHECKING:
     import tokenizers
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 FLOATS = tuple(np.dtype(t) for t in (jnp.bfloat16, np.float16, np.float32))
 FP32_PARAMS = ("moe/bias/b",)  # float32 whatever the file or the caller says
-TIED = {"lm_head.weight": "model.embed_tokens.weight"}  # may be repeated when embeddings are tied
 
 Piece = tuple[Tensor, int]  # a tensor on disk and which of its parts is meant
 
@@ -78,10 +77,7 @@ def load(
             what this family says they must be; it names file, tensor or key.
     """
     dtype = None if dtype is None else float_type(dtype)
-    source = open_source(resolve(path_or_repo))
-    cfg = config_from_hf(source.config)
-    tensors = expand(cfg, family(cfg.family).table)
-    source = check(source, cfg, tensors)
+    source, cfg, tensors = read(resolve(path_or_repo))
     tokenizer = find_tokenizer(source.folder)
     pieces = defaultdict(list)
     for tensor in tensors.values():
@@ -100,7 +96,19 @@ def load(
     return Checkpoint(cfg, {"params": unflatten(flat)}, tokenizer, source)
 
 
-def check(source: Source, cfg: Config, tensors: dict[str, Tensor]) -> Source:
+def read(folder: str | os.PathLike) -> tuple[Source, Config, dict[str, Tensor]]:
+    """A folder's Source, its Config, and the tensors that hold parameters; none is read yet.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    source = open_source(folder)
+    cfg = config_from_hf(source.config)
+    tensors = expand(cfg, storage(cfg, source.config).table, source.specs)
+    return _check(source, cfg, tensors), cfg, tensors
+
+
+def _check(source: Source, cfg: Config, tensors: dict[str, Tensor]) -> Source:
     """The source with its extras named.
 
     Raises:
@@ -122,11 +130,11 @@ def check(source: Source, cfg: Config, tensors: dict[str, Tensor]) -> Source:
                 "dequantise the checkpoint first"
             )
     extras = sorted(specs.keys() - tensors.keys())
-    layers = str(len(cfg.layers))
-    allowed = [p.replace("{layers}", layers) for p in family(cfg.family).extras]
+    layers, held = str(len(cfg.layers)), storage(cfg, source.config)
+    allowed = [p.replace("{layers}", layers) for p in held.extras]
     for name in extras:
-        if cfg.tie_embeddings and name in TIED:
-            _check_tied(source, name, TIED[name])
+        if cfg.tie_embeddings and name in held.tied:
+            _check_tied(source, name, held.tied[name])
         elif not any(re.fullmatch(pattern, name) for pattern in allowed):
             raise ValueError(
                 f"{source.folder} has a tensor that {cfg.family} does not know: {name}; "

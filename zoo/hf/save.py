@@ -23,11 +23,11 @@ import numpy as np
 from zoo.config import Config
 from zoo.hf import strided
 from zoo.hf.layout import shapes
-from zoo.hf.load import FLOATS, TIED, flatten, float_type
+from zoo.hf.load import FLOATS, flatten, float_type
 from zoo.hf.safetensors import File, Spec, layout, write, write_atomically
 from zoo.hf.source import CONFIG, GENERATION, INDEX, TOKENIZER, WEIGHTS, Source, some
 from zoo.hf.table import Tensor, expand
-from zoo.models import config_from_hf, config_to_hf, family
+from zoo.models import config_from_hf, config_to_hf, storage, wrapper
 
 SHARD_BYTES = 5_000_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -77,9 +77,11 @@ def save_hf(
     dtype = None if dtype is None else float_type(dtype)
     _check_destination(out)
     flat = flatten(params.get("params", params))
-    tensors = expand(config, family(config.family).table)
+    hf, names = (None, None) if source is None else (source.config, source.specs)
+    held = storage(config, hf)
+    tensors = expand(config, held.table, names)
     _check_params(config, flat)
-    tensors |= _tied(tensors, source)
+    tensors |= _tied(tensors, held.tied, source)
     dtypes = _dtypes(tensors, flat, source, dtype)
     files = _small_files(config, source, tokenizer, generation, dtypes, dtype)
     shards = _shards(tensors, dtypes, source, max_shard_bytes)
@@ -190,11 +192,13 @@ def _check_params(config: Config, flat: dict[str, Any]) -> None:
             )
 
 
-def _tied(tensors: dict[str, Tensor], source: Source | None) -> dict[str, Tensor]:
+def _tied(
+    tensors: dict[str, Tensor], twins: Mapping[str, str], source: Source | None
+) -> dict[str, Tensor]:
     """Tensors that the source repeats because embeddings are tied; they follow their twin."""
     if source is None:
         return {}
-    again = {n: twin for n, twin in TIED.items() if n in source.specs and n not in tensors}
+    again = {n: twin for n, twin in twins.items() if n in source.specs and n not in tensors}
     return {n: replace(tensors[twin], name=n) for n, twin in again.items()}
 
 
@@ -302,7 +306,8 @@ def _merged(config: Config, source: Source, tokens: Mapping, dtype: Any) -> byte
     """The source's config with what changed since, or its very bytes if nothing did."""
     old, new = config_to_hf(config_from_hf(source.config)), config_to_hf(config)
     changed = {key: value for key, value in new.items() if old.get(key) != value}
-    hf = dict(source.config)
+    whole = wrapper(source.config)
+    hf = dict(source.config if whole is None else source.config[whole.text])
     if any(key in changed for key in ROPE_KEYS):
         for key in ROPE_KEYS:
             hf.pop(key, None)
@@ -310,6 +315,9 @@ def _merged(config: Config, source: Source, tokens: Mapping, dtype: Any) -> byte
     if "num_experts" in changed or "n_routed_experts" in changed:
         hf.pop("num_local_experts", None)
     hf |= {key: value for key, value in (*changed.items(), *tokens.items())}
+    if whole is not None:
+        outer = {key: hf.pop(key) for key in whole.inherited if key in changed}
+        hf = source.config | outer | {whole.text: hf}
     if dtype is not None:
         hf["dtype" if "dtype" in hf else "torch_dtype"] = dtype.name
     if hf == source.config:

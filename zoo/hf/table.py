@@ -12,14 +12,15 @@ disagree. A further layout (fused, interleaved, already [in, out]) is one more o
 
 `{l}` is the layer and `{e}` the expert. They are stacked: a parameter leads with the repeats of its
 stack and, where the pattern has `{e}`, with the experts. A row applies where the model has its
-parameters.
+parameters. Rows that share a parameter are alternatives: files are written by the first, and read
+by the first whose names they have.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,18 +65,44 @@ class Flat:
 
 
 @dataclass(frozen=True)
-class Linear:
-    """A matrix [*ins, *outs] here, [outs, ins] on disk; the first `ins` axes are inputs."""
+class Shaped:
+    """One axis more or less on disk, of size 1: [E] here and [1, E] there."""
 
-    ins: int = 1
+    shape: tuple[int | None, ...]
 
     def disk(self, shapes):
-        return (math.prod(shapes[0][self.ins :]), math.prod(shapes[0][: self.ins]))
+        """`shape`, with None standing for the parameter's axes in turn."""
+        sizes = iter(shapes[0])
+        return tuple(next(sizes) if n is None else n for n in self.shape)
 
     def views(self, disk, shapes):
-        ins, outs = shapes[0][: self.ins], shapes[0][self.ins :]
-        back = (*range(len(outs), len(outs) + len(ins)), *range(len(outs)))
-        return (disk.reshape(outs + ins).transpose(back),)
+        return (disk.reshape(shapes[0]),)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix [*ins, *outs] here, [outs, ins] on disk; the first `ins` axes are inputs.
+
+    `lead` axes before them, of experts for one, are the same in both.
+    """
+
+    ins: int = 1
+    lead: int = 0
+
+    def disk(self, shapes):
+        lead, ins, outs = self._parts(shapes)
+        return (*lead, math.prod(outs), math.prod(ins))
+
+    def views(self, disk, shapes):
+        lead, ins, outs = self._parts(shapes)
+        first = len(lead)
+        middle = first + len(outs)
+        back = (*range(first), *range(middle, middle + len(ins)), *range(first, middle))
+        return (disk.reshape(lead + outs + ins).transpose(back),)
+
+    def _parts(self, shapes):
+        shape, start = shapes[0], self.lead
+        return shape[:start], shape[start : start + self.ins], shape[start + self.ins :]
 
 
 @dataclass(frozen=True)
@@ -100,6 +127,23 @@ class Split:
     def _joined(self, shapes):
         axis = self.axis % len(shapes[0])
         return (*shapes[0][:axis], sum(s[axis] for s in shapes), *shapes[0][axis + 1 :])
+
+
+@dataclass(frozen=True)
+class Interleave:
+    """Parameters of one shape, whose elements take turns along the last axis of `inner`'s."""
+
+    inner: Op
+
+    def disk(self, shapes):
+        return self.inner.disk((self._joined(shapes),))
+
+    def views(self, disk, shapes):
+        (whole,) = self.inner.views(disk, (self._joined(shapes),))
+        return tuple(whole[..., i :: len(shapes)] for i in range(len(shapes)))
+
+    def _joined(self, shapes):
+        return (*shapes[0][:-1], shapes[0][-1] * len(shapes))
 
 
 @dataclass(frozen=True)
@@ -141,14 +185,22 @@ class Tensor:
         return self.op.views(disk, tuple(p.shape for p in self.parts))
 
 
-def expand(cfg: Config, table: tuple[Row, ...]) -> dict[str, Tensor]:
+def expand(
+    cfg: Config, table: tuple[Row, ...], names: Collection[str] | None = None
+) -> dict[str, Tensor]:
     """Every tensor that a checkpoint of `cfg` has, by name, in the order of the model.
+
+    Args:
+        cfg: the model.
+        table: of its family.
+        names: the tensors that a folder has, to choose among alternative rows; by default, and
+            where the folder has none of them, the first is taken.
 
     Raises:
         ValueError: if the table leaves a parameter of `cfg` without a place on disk.
     """
     params = layout_shapes(cfg)
-    tensors = {t.name: t for t in _expand(cfg, table, params)}
+    tensors = _chosen(list(_expand(cfg, table, params)), names)
     covered = {p.path for t in tensors.values() for p in t.parts}
     if missing := sorted(params.keys() - covered):
         raise ValueError(
@@ -158,13 +210,29 @@ def expand(cfg: Config, table: tuple[Row, ...]) -> dict[str, Tensor]:
     return tensors
 
 
-def _expand(cfg: Config, table: tuple[Row, ...], params: dict[str, Shape]) -> Iterator[Tensor]:
+def _chosen(found: list[tuple[Row, Tensor]], names: Collection[str] | None) -> dict[str, Tensor]:
+    """Tensors of one row for every layer of a parameter: of several, the first that is there."""
+    if names is not None:
+        found = sorted(found, key=lambda pair: pair[1].name not in names)  # stable
+    owners: dict[tuple[str, tuple[int, ...]], Row] = {}
+    chosen: dict[str, Tensor] = {}
+    for row, tensor in found:
+        layers = {(part.path, part.at[:1]) for part in tensor.parts}
+        if all(owners.get(layer, row) == row for layer in layers):
+            owners |= dict.fromkeys(layers, row)
+            chosen[tensor.name] = tensor
+    return chosen
+
+
+def _expand(
+    cfg: Config, table: tuple[Row, ...], params: dict[str, Shape]
+) -> Iterator[tuple[Row, Tensor]]:
     once = [row for row in table if "{l}" not in row.disk]
     each = [row for row in table if "{l}" in row.disk]
     for row in once:
         if all(path in params for path in row.paths):
             parts = tuple(Part(path, (), params[path]) for path in row.paths)
-            yield Tensor(row.disk, row.op, parts)
+            yield row, Tensor(row.disk, row.op, parts)
     for layer, (prefix, repeat) in enumerate(places(cfg)):
         for row in each:
             paths = [f"{prefix}/{path}" for path in row.paths]
@@ -174,7 +242,7 @@ def _expand(cfg: Config, table: tuple[Row, ...], params: dict[str, Shape]) -> It
             for e in experts:
                 at = (repeat,) if e is None else (repeat, e)
                 parts = tuple(Part(path, at, params[path][len(at) :]) for path in paths)
-                yield Tensor(row.disk.format(l=layer, e=e), row.op, parts)
+                yield row, Tensor(row.disk.format(l=layer, e=e), row.op, parts)
 
 
 def places(cfg: Config) -> Iterator[tuple[str, int]]:

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from zoo.config import Config, stack_layers
+from zoo.hf.keys import IRRELEVANT
 from zoo.models import deepseek_v3, llama, qwen3, qwen3_moe
-from zoo.models.family import Family
+from zoo.models.family import Family, Storage, Wrapper, wrapped
 
 FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,
@@ -21,6 +22,9 @@ FAMILIES: tuple[Family, ...] = (
     qwen3_moe.FAMILY,
     deepseek_v3.FAMILY,
 )
+
+
+WRAPPERS: tuple[Wrapper, ...] = ()
 
 
 def presets() -> tuple[str, ...]:
@@ -65,14 +69,53 @@ def config_from_hf(source: str | os.PathLike | Mapping) -> Config:
     hf = source if isinstance(source, Mapping) else _read(Path(source))
     if "model_type" not in hf:
         raise ValueError("the config has no model_type; is it a Hugging Face config.json?")
-    found = family(hf["model_type"])
+    whole = wrapper(hf)
+    text = hf if whole is None else _text_part(hf, whole)
+    found = family(text["model_type"])
+    known = found if whole is None else whole
     for architecture in hf.get("architectures") or ():
-        if architecture != found.architecture:
+        if architecture != known.architecture:
             raise ValueError(
                 f"architecture {architecture!r} of model_type {hf['model_type']!r} is not known; "
-                f"only {found.architecture} is"
+                f"only {known.architecture} is"
             )
-    return found.from_hf(hf)
+    return found.from_hf(text)
+
+
+def wrapper(hf: Mapping) -> Wrapper | None:
+    """The wrapper of a config that has several parts."""
+    return next((w for w in WRAPPERS if w.model_type == hf["model_type"]), None)
+
+
+def storage(cfg: Config, hf: Mapping | None = None) -> Storage:
+    """Where a folder with the config `hf`, or a new one, holds the parameters of `cfg`."""
+    found = family(cfg.family)
+    whole = None if hf is None else wrapper(hf)
+    return Storage(found.table, found.extras) if whole is None else wrapped(found, whole)
+
+
+def _text_part(hf: Mapping, whole: Wrapper) -> dict:
+    """The text part's config.
+
+    Raises:
+        ValueError: the whole has no text part, one of another family, or a key that is not known.
+    """
+    text = hf.get(whole.text)
+    if not isinstance(text, Mapping):
+        raise ValueError(f"{whole.model_type} config: {whole.text}={text!r} must be an object")
+    text = {"model_type": whole.families[0], **text}
+    if text["model_type"] not in whole.families:
+        raise ValueError(
+            f"{whole.model_type} config: {whole.text}.model_type={text['model_type']!r} must be "
+            f"one of {', '.join(whole.families)}"
+        )
+    for key in hf:
+        if key not in whole.keys | IRRELEVANT | {whole.text, "model_type", *whole.inherited}:
+            raise ValueError(
+                f"{whole.model_type} config: {key}={hf[key]!r} is not understood: remove it from "
+                "the config if the text part's output does not depend on it"
+            )
+    return {key: hf[key] for key in whole.inherited if key in hf} | text
 
 
 def config_to_hf(cfg: Config) -> dict:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from zoo.config import Config
 from zoo.hf.table import Row
@@ -35,3 +36,64 @@ class Family:
     presets: Mapping[str, Config]
     aliases: tuple[str, ...] = ()
     extras: tuple[str, ...] = (INV_FREQ,)
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """A model of several modalities whose text part is a family here.
+
+    The text part is loaded. The others' tensors are extras, so that a folder goes back whole;
+    without one, the text part is written as the family that it is.
+
+    Attributes:
+        model_type: of the whole.
+        architecture: the class of transformers that reads the whole.
+        families: model types that the text part may have; the first where its config has none.
+        prefixes: what the text family's tensor names begin with -> with what they begin here, one
+            mapping for each of the ways in which files are written, the usual one first.
+        extras: patterns of tensors of the other parts.
+        keys: keys of the whole's config beside the text part's, which do not change the text.
+        text: the key of the text part's config.
+        inherited: keys of the whole's config that the text part's takes over.
+    """
+
+    model_type: str
+    architecture: str
+    families: tuple[str, ...]
+    prefixes: tuple[Mapping[str, str], ...]
+    extras: tuple[str, ...]
+    keys: frozenset[str] = frozenset()
+    text: str = "text_config"
+    inherited: tuple[str, ...] = ("tie_word_embeddings",)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a folder holds a model: its table, and patterns of tensors that are carried along."""
+
+    table: tuple[Row, ...]
+    extras: tuple[str, ...]
+    tied: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self):
+        """`tied`: an output matrix's name -> that of the embeddings that it may repeat."""
+        embeds = [row.disk for row in self.table if row.paths == ("embed/table",)]
+        heads = [row.disk for row in self.table if row.paths == ("head/w",)]
+        object.__setattr__(self, "tied", dict(zip(heads, embeds, strict=False)))
+
+
+def wrapped(family: Family, wrapper: Wrapper) -> Storage:
+    """The storage of `family` inside of `wrapper`."""
+
+    def rename(name: str, prefixes: Mapping[str, str]) -> str:
+        ours = next(p for p in sorted(prefixes, key=len, reverse=True) if name.startswith(p))
+        return prefixes[ours] + name[len(ours) :]
+
+    table = tuple(
+        replace(row, disk=rename(row.disk, prefixes))
+        for prefixes in wrapper.prefixes
+        for row in family.table
+    )
+    quoted = [{re.escape(a): re.escape(b) for a, b in p.items()} for p in wrapper.prefixes]
+    extras = (rename(pattern, prefixes) for prefixes in quoted for pattern in family.extras)
+    return Storage(table, (*extras, *wrapper.extras))

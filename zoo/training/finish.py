@@ -9,12 +9,10 @@ import jax
 
 from zoo.checkpoint import is_run
 from zoo.data import eval_batches
-from zoo.hf.load import check
+from zoo.hf.load import read
 from zoo.hf.save import save_hf
-from zoo.hf.source import Source, open_source
-from zoo.hf.table import expand
+from zoo.hf.source import Source
 from zoo.inference.generate import generate
-from zoo.models import config_from_hf, family
 from zoo.training import plots
 from zoo.training.evaluate import Report, evaluate
 from zoo.training.logs import read_metrics
@@ -80,9 +78,7 @@ def write_samples(run: Run, path: Path) -> None:
 
 def _source(folder: str) -> Source:
     """What the Hugging Face folder of the first weights holds beside parameters."""
-    source = open_source(folder)
-    config = config_from_hf(source.config)
-    return check(source, config, expand(config, family(config.family).table))
+    return read(folder)[0]
 
 
 def _plot(run: Run, report: Report) -> dict[str, Path]:
