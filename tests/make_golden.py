@@ -1,6 +1,6 @@
 """Writes `tests/golden`: tiny checkpoints by transformers, and what transformers makes of them.
 
-    python -m tests.make_golden
+    python -m tests.make_golden [NAME ...]
 
 Needs torch and transformers; the tests that read the files need neither. Each folder is as
 `save_pretrained` leaves it, in bfloat16, float16 or float32, one file or shards, with generation
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,33 +26,24 @@ from tests.parity import reference
 from zoo.hf.load import flatten, load
 
 FOLDER = Path(__file__).parent / "golden"
-# How each is stored: what transformers writes differs with all of these.
-STORED = {
-    "llama": dict(dtype=torch.float32),
-    "llama_tied_llama3_bias": dict(dtype=torch.float16),
-    "qwen3_window": dict(dtype=torch.bfloat16),
-    "qwen3_moe": dict(dtype=torch.bfloat16, max_shard_size="20KB"),
-    "deepseek_v3_yarn": dict(dtype=torch.bfloat16, max_shard_size="40KB"),
-    "deepseek_v3_full_q": dict(dtype=torch.float32),
-}
 PROMPTS = (5, 9)
 
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for name in GOLDEN:
+    for name in sys.argv[1:] or GOLDEN:
         make(name)
         print(name, sum(p.stat().st_size for p in FOLDER.glob(f"{name}*/**/*")), "bytes")
 
 
 def make(name: str) -> None:
-    folder, stored = FOLDER / name, STORED[name]
+    folder, stored = FOLDER / name, GOLDEN[name]
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         first = reference.save(reference.build(name), scratch / "first")
         auto = transformers.AutoModelForCausalLM
-        small = auto.from_pretrained(first, dtype=stored["dtype"])
+        small = auto.from_pretrained(first, dtype=getattr(torch, stored["dtype"]))
         size = {k: v for k, v in stored.items() if k == "max_shard_size"}
         reference.save(small, folder, **size)
         tokenizer(folder)

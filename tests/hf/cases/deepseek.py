@@ -1,0 +1,89 @@
+"""DeepSeek-V3 and Kimi K2."""
+
+from tests.hf.cases.shared import EXPERTS, SMALL, YARN, drop
+
+MLA = dict(
+    num_key_value_heads=4,
+    kv_lora_rank=16,
+    q_lora_rank=20,
+    qk_rope_head_dim=8,
+    qk_nope_head_dim=12,
+    v_head_dim=10,
+    n_routed_experts=8,
+    first_k_dense_replace=1,
+    num_hidden_layers=3,
+    rms_norm_eps=1e-5,
+)
+
+CASES = {
+    "deepseek_v3_yarn": (
+        "DeepseekV3",
+        {
+            **drop(SMALL, "head_dim"),
+            **EXPERTS,
+            **MLA,
+            "n_group": 4,
+            "topk_group": 2,
+            "n_shared_experts": 2,
+            "attention_bias": True,
+            "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    "deepseek_v3_full_q": (
+        "DeepseekV3",
+        {
+            **drop(SMALL, "head_dim"),
+            **EXPERTS,
+            **MLA,
+            "q_lora_rank": None,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.0,
+        },
+    ),
+    "kimi_k2": (
+        "DeepseekV3",
+        {
+            **drop(SMALL, "head_dim"),
+            **EXPERTS,
+            **MLA,
+            "n_routed_experts": 12,
+            "num_experts_per_tok": 3,
+            "n_group": 1,
+            "topk_group": 1,
+            "routed_scaling_factor": 2.827,
+            "rope_parameters": {
+                **YARN,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "beta_fast": 1.0,
+                "beta_slow": 1.0,
+            },
+        },
+    ),
+    "deepseek_v3_half_rope": (
+        "DeepseekV3",
+        {
+            **drop(SMALL, "head_dim"),
+            **EXPERTS,
+            **MLA,
+            "rope_interleave": False,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 0,
+            "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.5},
+        },
+    ),
+}
+GOLDEN = {
+    "deepseek_v3_yarn": dict(dtype="bfloat16", max_shard_size="40KB"),
+    "deepseek_v3_full_q": dict(dtype="float32"),
+}
+# arXiv:2412.19437 (671B, 37B), arXiv:2507.20534.
+PUBLISHED = {
+    "deepseek-v3": (671, 37),
+    "deepseek-r1": (671, 37),
+    "deepseek-v3.1": (671, 37),
+    "kimi-k2": (1000, 32),
+}
