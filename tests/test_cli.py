@@ -1,7 +1,11 @@
 """The zoo command end to end, on a folder that it made itself, and on input that is wrong."""
 
 import filecmp
+import io
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +79,50 @@ def test_generate_continues_prompts(capsys, folder):
     assert out == TEXT + found.tokenizer.decode(made) + "\n"
 
 
+@pytest.fixture
+def chatty(folder, tmp_path):
+    """The folder with a chat template, and advice on sampling."""
+    made = Path(shutil.copytree(folder, tmp_path / "chatty"))
+    (made / "chat_template.jinja").write_text("{{ messages | map(attribute='content') | join }}")
+    (made / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 7, "do_sample": True, "temperature": 0.7, "top_k": 0})
+    )
+    return made
+
+
+def test_chat_answers_the_lines_of_stdin(capsys, monkeypatch, chatty):
+    def say(*flags):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{TEXT}/reset\nHi\n/exit\nnever\n"))
+        status, out, err = run(capsys, "chat", chatty, "--max-new-tokens", 6, *flags)
+        assert (status, err) == (0, "")
+        return out
+
+    found = zoo.load(chatty)
+    prompt = found.chat.encode([{"role": "user", "content": TEXT.strip().splitlines()[0]}])
+    model = zoo.Decoder(found.config)
+    made = zoo.generate(model, found.params, [prompt], 6, eos=7)[0]
+    greedy = say("--temperature", 0)
+    assert greedy.startswith(found.tokenizer.decode([t for t in made if t != 7]) + "\n")
+    assert say("--seed", 1) == say("--seed", 1, "--temperature", 0.7) != greedy
+
+
+def test_chat_needs_a_template_and_says_so_before_the_weights(capsys, chatty):
+    (chatty / "chat_template.jinja").unlink()
+    (chatty / "model.safetensors").write_bytes(b"")
+    status, _, err = run(capsys, "chat", chatty)
+    assert status == 2
+    assert "has no chat template" in err
+
+
+def test_chat_with_a_run(capsys, monkeypatch, chatty, tmp_path):
+    assert run(capsys, "convert", chatty, tmp_path / "run")[0] == 0
+    outs = []
+    for model in (chatty, tmp_path / "run"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+        outs.append(run(capsys, "chat", model, "--max-new-tokens", 6)[1])
+    assert outs[0] == outs[1] != ""
+
+
 def test_convert_to_a_run_and_back_loses_nothing(capsys, folder, tmp_path):
     assert run(capsys, "convert", folder, tmp_path / "run")[0] == 0
     assert checkpoint.is_run(tmp_path / "run")
@@ -105,6 +153,7 @@ def test_verify_says_byte_identical(capsys, folder):
         (["show", "qwen3-0.7b"], "qwen3-0.6b"),
         (["generate", "no-such-folder", "--prompt", "x"], "no-such-folder"),
         (["convert", "no-such-folder", "out"], "no-such-folder"),
+        (["chat", "no-such-folder"], "no-such-folder"),
     ],
 )
 def test_errors_are_one_line_and_status_2(capsys, argv, says):

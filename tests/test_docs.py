@@ -9,12 +9,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "parts.md").read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["module", "functions", "nnx"])
+def blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", blocks("parts.md"), ids=["module", "functions", "nnx"])
 def test_parts_of_the_guide_run(block):
     exec(compile(block, "docs/parts.md", "exec"), {"__name__": "guide"})
+
+
+def test_chat_guide_runs(capsys):
+    (block,) = blocks("chat.md")
+    folder = str(ROOT / "tests" / "golden" / "llama")
+    exec(compile(block.replace("path/to/hf-folder", folder), "docs/chat.md", "exec"), {})
+    first, _, answer = capsys.readouterr().out.partition("\n\n")
+    assert first == "user: What is a tide?"
+    assert answer
 
 
 @pytest.mark.parametrize("part", ["zoo", "zoo.moe", "zoo.mla", "zoo.rope", "zoo.decoder"])

@@ -1,4 +1,4 @@
-"""The `zoo` command: list, show, convert, generate, verify.
+"""The `zoo` command: list, show, convert, generate, chat, verify.
 
 Each verb is one call into the library. Errors of input end with one line and status 2.
 """
@@ -70,17 +70,13 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _generate(args: argparse.Namespace) -> None:
     import jax
-    import jax.numpy as jnp
 
     import zoo
 
     config, params, tokenizer, eos = _model(args.model)
-    dtype = jnp.dtype(args.dtype) if args.dtype else None
-    if dtype is None:
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     prompts = [tokenizer.encode(text, add_special_tokens=True).ids for text in args.prompt]
     made = zoo.generate(
-        zoo.Decoder(config, dtype=dtype),
+        zoo.Decoder(config, dtype=_dtype(args.dtype)),
         params,
         prompts,
         args.max_new_tokens,
@@ -95,6 +91,36 @@ def _generate(args: argparse.Namespace) -> None:
         print(text + tokenizer.decode(tokens))
 
 
+def _chat(args: argparse.Namespace) -> None:
+    import jax
+
+    import zoo
+    from zoo import checkpoint
+    from zoo.hf.chat import SAMPLING, open_chat
+    from zoo.hf.hub import resolve
+    from zoo.inference.talk import Talk
+    from zoo.inference.terminal import converse
+
+    run = checkpoint.is_run(args.model)
+    folder = Path(args.model) / checkpoint.TOKENIZER if run else resolve(args.model)
+    chat = open_chat(folder)  # before the weights: a folder without a template ends here
+    if run:
+        config, params, _ = checkpoint.load_run(args.model)
+    else:
+        config, params = (found := zoo.load(folder)).config, found.params
+    flags = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    talk = Talk(
+        zoo.Decoder(config, dtype=_dtype(args.dtype)),
+        params,
+        chat,
+        system=args.system,
+        max_new_tokens=args.max_new_tokens,
+        rng=jax.random.key(args.seed),
+        **{**chat.sampling, **flags},
+    )
+    converse(talk)
+
+
 def _verify(args: argparse.Namespace) -> int:
     import zoo
 
@@ -107,6 +133,16 @@ def _verify(args: argparse.Namespace) -> int:
     print(f"logits      within {found.logits_error:.1e} of transformers, relative to their scale")
     print(f"greedy text {'identical' if found.greedy_equal else 'differs'}")
     return 0 if found.exact and found.greedy_equal and found.logits_error < 1e-5 else 1
+
+
+def _dtype(name: str | None):
+    """The type to compute in: float32 on CPU and bfloat16 elsewhere, unless `name` says."""
+    import jax
+    import jax.numpy as jnp
+
+    if name is not None:
+        return jnp.dtype(name)
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
 def _config(model: str):
@@ -125,6 +161,7 @@ def _model(path: str):
     import zoo
     from zoo import checkpoint
     from zoo.data import load_tokenizer
+    from zoo.hf.tokenizer import open_tokenizer
 
     if checkpoint.is_run(path):
         config, params, folder = checkpoint.load_run(path)
@@ -133,9 +170,8 @@ def _model(path: str):
         tokenizer = load_tokenizer(folder)
         return config, params, Tokenizer.from_file(str(tokenizer.file)), (tokenizer.eos,)
     found = zoo.load(path)
-    if found.tokenizer is None:
-        raise ValueError(f"{path} has no tokenizer.json: put the model's tokenizer beside it")
-    return found.config, found.params, found.tokenizer, found.source.eos
+    tokenizer = found.tokenizer or open_tokenizer(found.source.folder)  # which says what is wrong
+    return found.config, found.params, tokenizer, found.source.eos
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -161,14 +197,27 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--prompt", action="append", required=True, help="text; may be repeated")
     verb.add_argument("--max-new-tokens", type=int, default=64)
     verb.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    verb.add_argument("--top-k", type=int)
-    verb.add_argument("--top-p", type=float)
-    verb.add_argument("--min-p", type=float)
-    verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
+    _add_sampling(verb)
     verb.set_defaults(run=_generate)
+
+    verb = verbs.add_parser("chat", help="talk with a model, in the terminal or through pipes")
+    verb.add_argument("model", help="a Hugging Face folder or repo id with a chat template")
+    verb.add_argument("--system", help="what to tell the model first")
+    verb.add_argument("--max-new-tokens", type=int, default=1024, help="of one answer")
+    said = "0 is greedy; without it, sample as generation_config.json says"
+    verb.add_argument("--temperature", type=float, help=said)
+    _add_sampling(verb)
+    verb.set_defaults(run=_chat)
 
     verb = verbs.add_parser("verify", help="round trip, and logits where torch is installed")
     verb.add_argument("model", help="a Hugging Face folder")
     verb.set_defaults(run=_verify)
     return parser
+
+
+def _add_sampling(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--top-k", type=int)
+    verb.add_argument("--top-p", type=float)
+    verb.add_argument("--min-p", type=float)
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")

@@ -11,6 +11,7 @@ from tests.hf import conversations as talks
 from zoo.hf import template as templates
 from zoo.hf.chat import JINJA, LEGACY, SPECIAL, open_chat
 from zoo.hf.load import load
+from zoo.hf.source import GENERATION
 from zoo.hf.tokenizer import CONFIG
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -55,6 +56,20 @@ def test_the_template_of_its_own_file_wins_then_the_legacy_one_then_the_config(m
     assert open_chat(made(files)).render(MESSAGES) == "legacy"
     files |= {JINJA: "its own"}
     assert open_chat(made(files)).render(MESSAGES) == "its own"
+
+
+def test_what_ends_an_answer_and_how_to_sample(made):
+    config = {CONFIG: {"chat_template": "", "eos_token": "</s>"}}
+    end = Tokenizer.from_file(str(made(config) / "tokenizer.json")).token_to_id("</s>")
+    chat = open_chat(made({**config, "config.json": {"eos_token_id": 2}}))
+    assert (chat.eos, chat.sampling) == ((2, end), {})
+    said = {"eos_token_id": [4, 3], "temperature": 0.6, "top_p": 0.9, "top_k": 0, "min_p": None}
+    chat = open_chat(made({**config, GENERATION: said}))
+    assert (chat.eos, chat.sampling) == ((3, 4, end), {})
+    chat = open_chat(made({**config, GENERATION: {**said, "do_sample": True}}))
+    assert chat.sampling == {"temperature": 0.6, "top_p": 0.9}
+    chat = open_chat(made({**config, GENERATION: {"do_sample": True}}))
+    assert chat.sampling == {"temperature": 1.0}
 
 
 @pytest.mark.parametrize(

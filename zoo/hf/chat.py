@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.hf import template
+from zoo.hf.source import CONFIG as MODEL_CONFIG
+from zoo.hf.source import GENERATION
 from zoo.hf.template import Template, plain
 from zoo.hf.tokenizer import CONFIG, open_tokenizer, read_config, read_object
 
@@ -26,6 +28,7 @@ JINJA, LEGACY, NAMED = "chat_template.jinja", "chat_template.json", "additional_
 SPECIAL = "special_tokens_map.json"
 SPECIAL_BY_NAME = ("extra_special_tokens", "model_specific_special_tokens")
 DEFAULT, TOOLS = "default", "tool_use"
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names that a message's reasoning goes by; templates read the first, gpt-oss's the second."""
 
@@ -40,17 +43,15 @@ class Chat:
         templates: by name; most folders have "default" alone, some "tool_use" for use with tools.
         special: what templates know special tokens as: {"bos_token": "<s>", ...}.
         tokenizer: of the same folder.
+        eos: tokens that end an answer.
+        sampling: options of `zoo.generate` that generation_config.json asks for; {} is greedy.
     """
 
     templates: Mapping[str, Template]
     special: Mapping[str, str]
     tokenizer: tokenizers.Tokenizer
-
-    @property
-    def eos(self) -> tuple[int, ...]:
-        """The token that tokenizer_config.json names as the end, if any: it ends an answer too."""
-        found = self.tokenizer.token_to_id(self.special.get("eos_token", ""))
-        return () if found is None else (found,)
+    eos: tuple[int, ...]
+    sampling: Mapping[str, float]
 
     def render(
         self,
@@ -103,7 +104,7 @@ class Chat:
 
 
 def open_chat(folder: str | os.PathLike, tokenizer: tokenizers.Tokenizer | None = None) -> Chat:
-    """Reads the chat template and the special tokens of a folder.
+    """Reads what a folder says about chat: template, special tokens, how to sample and to end.
 
     The template is in chat_template.jinja (and additional_chat_templates/NAME.jinja), else in
     chat_template.json, else in tokenizer_config.json, alone or in a list of named ones.
@@ -118,8 +119,22 @@ def open_chat(folder: str | os.PathLike, tokenizer: tokenizers.Tokenizer | None 
     template.environment()
     folder = Path(folder)
     config = read_config(folder)
-    templates = _templates(folder, config)
-    return Chat(templates, _special(folder, config), tokenizer or open_tokenizer(folder))
+    templates, special = _templates(folder, config), _special(folder, config)
+    tokenizer = tokenizer or open_tokenizer(folder)
+    generation = read_object(folder / GENERATION)
+    eos = generation.get("eos_token_id", read_object(folder / MODEL_CONFIG).get("eos_token_id"))
+    ends = {*(eos if isinstance(eos, list) else [eos])}
+    ends.add(tokenizer.token_to_id(special.get("eos_token", "")))  # base models end with another
+    ends.discard(None)
+    return Chat(templates, special, tokenizer, tuple(sorted(ends)), _sampling(generation))
+
+
+def _sampling(generation: Mapping) -> dict[str, float]:
+    """A value of 0 or null leaves a step out there, and has no other meaning."""
+    if not generation.get("do_sample"):
+        return {}
+    said = {"temperature": 1.0, **generation}
+    return {name: said[name] for name in SAMPLING if said.get(name)}
 
 
 def _templates(folder: Path, config: Mapping) -> dict[str, Template]:

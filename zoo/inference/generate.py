@@ -16,7 +16,7 @@ import numpy as np
 from zoo.cache import Cache, grow
 from zoo.decoder import Decoder
 from zoo.inference import unstack
-from zoo.inference.sampling import Sampling, check, choose
+from zoo.inference.sampling import Sampling, choose, from_options
 
 BUCKET = 32
 """Prompts are padded to multiples of this many tokens, so that few lengths compile."""
@@ -56,8 +56,7 @@ def generate(
         ValueError: an empty prompt, a token outside the vocabulary, more tokens than the model's
             `max_length`, or a sampling value out of range.
     """
-    sampling = Sampling(None if temperature == 0 else temperature, top_k, top_p, min_p)
-    check(sampling)
+    sampling = from_options(temperature, top_k, top_p, min_p)
     tokens, lengths = _pad(model, prompts, max_new_tokens)
     stops = np.atleast_1d(np.asarray(eos, np.int32))
     model, params = unstack.prepare(model, params)
@@ -132,6 +131,16 @@ def _program(
 
 
 def _pad(model: Decoder, prompts: Any, max_new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = check_prompts(model, prompts, max_new_tokens)
+    lengths = np.array([row.size for row in rows], np.int32)
+    tokens = np.zeros((len(rows), -(-lengths.max() // BUCKET) * BUCKET), np.int32)
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[: row.size] = row
+    return tokens, lengths
+
+
+def check_prompts(model: Decoder, prompts: Any, max_new_tokens: int) -> list[np.ndarray]:
+    """The prompts as arrays i64[T] each; raises ValueError as `generate` says."""
     rows = [np.asarray(prompt, np.int64).reshape(-1) for prompt in prompts]
     if not rows:
         raise ValueError("prompts is empty: give at least one")
@@ -151,8 +160,4 @@ def _pad(model: Decoder, prompts: Any, max_new_tokens: int) -> tuple[np.ndarray,
                 f"prompt {i} has {row.size} tokens, and {max_new_tokens} new ones would pass the "
                 f"model's max_length={cfg.max_length}: shorten one of them"
             )
-    lengths = np.array([row.size for row in rows], np.int32)
-    tokens = np.zeros((len(rows), -(-lengths.max() // BUCKET) * BUCKET), np.int32)
-    for padded, row in zip(tokens, rows, strict=True):
-        padded[: row.size] = row
-    return tokens, lengths
+    return rows

@@ -29,6 +29,18 @@ class Sampling(NamedTuple):
     min_p: jax.Array | float | None = None
 
 
+def from_options(
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> Sampling:
+    """`Sampling` as callers say it: temperature 0 is greedy; checked."""
+    sampling = Sampling(None if temperature == 0 else temperature, top_k, top_p, min_p)
+    check(sampling)
+    return sampling
+
+
 def check(sampling: Sampling) -> None:
     """Raises ValueError for values that mean nothing, naming field, value and range."""
     t, k, p, m = sampling

@@ -1,0 +1,121 @@
+"""Streaming against `generate`: the same tokens, one at a time, whatever was read before."""
+
+import jax
+import pytest
+
+import zoo
+from tests.examples import CONFIGS, random_params
+from zoo.inference import stream as streaming
+from zoo.inference.stream import Session, stream
+
+PROMPT = [3, 14, 15, 92, 65]
+SAMPLED = dict(temperature=1.5, top_k=50, top_p=0.95, rng=jax.random.key(5))
+
+
+@pytest.fixture(scope="module")
+def small():
+    model = zoo.Decoder(CONFIGS["dense"])
+    return model, random_params(model)
+
+
+@pytest.fixture(scope="module")
+def latent():
+    """The other kind of cache, which is read in another way once it holds something."""
+    model = zoo.Decoder(CONFIGS["mla_moe"])
+    return model, random_params(model)
+
+
+@pytest.fixture(autouse=True)
+def few_slots(monkeypatch):
+    """Caches of 64 slots, so that they grow within a test."""
+    monkeypatch.setattr(streaming, "SLOTS", 64)
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Lengths of the pieces that are read."""
+    lengths, real = [], streaming._read
+
+    def spy(model, params, piece, length, *args):
+        lengths.append(int(length))
+        return real(model, params, piece, length, *args)
+
+    monkeypatch.setattr(streaming, "_read", spy)
+    return lengths
+
+
+@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_tokens_are_those_of_generate(small, options):
+    for prompt in (PROMPT, [35], list(range(30))):  # the last outgrows its 32 slots
+        wanted = zoo.generate(*small, [prompt], 6, **options)[0]
+        assert list(stream(*small, prompt, 6, **options)) == wanted
+
+
+def test_ends_with_eos(small):
+    free = list(stream(*small, PROMPT, 6))
+    unused = next(i for i in range(97) if i not in free)
+    held = list(stream(*small, PROMPT, 6, eos=[unused, free[2]]))
+    assert held == free[: free.index(free[2]) + 1]
+
+
+@pytest.mark.parametrize("kind", ["small", "latent"])
+def test_a_conversation_reads_what_is_new(kind, read, request):
+    model = request.getfixturevalue(kind)
+    session, text = Session(*model), PROMPT
+    for turn, new in enumerate(([7, 8, 9], [10] * 4, [11])):
+        text = text + new
+        made = list(session.stream(text, 6))
+        assert made == zoo.generate(*model, [text], 6)[0]
+        # The last token made was shown and not read, so the next turn reads it too.
+        assert read[turn * 6] == (len(text) if turn == 0 else len(new) + 1)
+        text = text + made
+    assert len(text) > 2 * len(PROMPT)
+
+
+def test_a_text_that_turns_off_is_read_from_there(small, read):
+    session, text = Session(*small), list(range(20))
+    list(session.stream(text, 6))
+    other = [*text[:12], 90, 91]
+    read.clear()
+    assert list(session.stream(other, 6)) == zoo.generate(*small, [other], 6)[0]
+    assert read[0] == 2
+    assert list(session.stream(other, 6)) == zoo.generate(*small, [other], 6)[0]
+    assert read[6] == 1  # logits need one token at least
+    assert list(session.stream(PROMPT, 6)) == zoo.generate(*small, [PROMPT], 6)[0]
+    assert read[12] == len(PROMPT)  # nothing in common: from the beginning
+
+
+def test_a_broken_off_stream_leaves_the_session_sound(small):
+    session = Session(*small)
+    broken = session.stream(PROMPT, 6)
+    begun = [next(broken) for _ in range(3)]
+    wanted = zoo.generate(*small, [PROMPT], 6)[0]
+    assert begun == wanted[:3]
+    text = PROMPT + begun
+    assert list(session.stream(text, 6)) == zoo.generate(*small, [text], 6)[0]
+    with pytest.raises(ValueError, match="this stream has ended"):
+        next(broken)
+    assert list(session.stream(PROMPT, 6)) == wanted
+
+
+def test_few_shapes_are_compiled(small):
+    count = streaming._read._cache_size
+    list(stream(*small, list(range(30)), 6))
+    before = count()
+    for prompt in ([1], list(range(28))):
+        list(stream(*small, prompt, 8, eos=96))
+    assert count() == before
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "says"),
+    [
+        ([], {}, "prompt 0 is empty"),
+        ([97], {}, "token 97, outside the vocabulary of 97"),
+        ([1], {"max_new_tokens": 2048}, "would pass the model's max_length=2048"),
+        ([1], {"temperature": -1.0}, "temperature=-1.0 must be positive"),
+    ],
+)
+def test_bad_input_is_refused_before_the_first_token_is_asked_for(small, prompt, options, says):
+    with pytest.raises(ValueError, match=says):
+        stream(*small, prompt, **options)
