@@ -1,10 +1,14 @@
 """Streaming against `generate`: the same tokens, one at a time, whatever was read before."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import pytest
 
 import zoo
 from tests.examples import CONFIGS, random_params
+from zoo.config import LongRope, Rope, Stack
 from zoo.inference import stream as streaming
 from zoo.inference.stream import Session, stream
 
@@ -83,6 +87,24 @@ def test_a_text_that_turns_off_is_read_from_there(small, read):
     assert read[6] == 1  # logits need one token at least
     assert list(session.stream(PROMPT, 6)) == zoo.generate(*small, [PROMPT], 6)[0]
     assert read[12] == len(PROMPT)  # nothing in common: from the beginning
+
+
+def test_a_text_that_outgrows_longrope_is_read_again(read):
+    """Beyond 16 tokens all keys are turned in another way, so that none can be kept."""
+    cfg = CONFIGS["dense"]
+    (layer,) = cfg.stacks[0].layers
+    scaling = LongRope((1.0,) * 8, tuple(range(2, 10)), 16, 1.0, 1.2)
+    mixer = dataclasses.replace(layer.mixer, rope=Rope(16, scaling=scaling))
+    layer = dataclasses.replace(layer, mixer=mixer)
+    model = zoo.Decoder(dataclasses.replace(cfg, stacks=(Stack(1, (layer,)),)))
+    params = random_params(model)
+    session, long = Session(model, params), [*PROMPT, *range(15)]
+    for text, new in ((PROMPT, 5), ([*PROMPT, *PROMPT], 5), (long, 20), (PROMPT, 5)):
+        read.clear()
+        made = list(session.stream(text, 4))
+        assert made == zoo.generate(model, params, [text], 4)[0]
+        assert made[0] == model.apply(params, jnp.array([text])).logits[0, -1].argmax()
+        assert read[0] == new
 
 
 def test_a_broken_off_stream_leaves_the_session_sound(small):

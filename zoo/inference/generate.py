@@ -87,10 +87,13 @@ def _program(
     max_new_tokens: int,
 ) -> tuple[jax.Array, jax.Array]:
     batch, length = tokens.shape
+    slots = jnp.arange(length)[None]
     out = model.apply(
         params,
         tokens,
-        segment_ids=(jnp.arange(length) < lengths[:, None]).astype(jnp.int32),
+        segment_ids=(slots < lengths[:, None]).astype(jnp.int32),
+        # Padding repeats the last position: LongRope looks at the furthest.
+        positions=jnp.minimum(slots, lengths[:, None] - 1),
         cache=unstack.init_cache(model, batch, length),
         method="hidden",
     )

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.cache import Cache, grow
+from zoo.config import LongRope
 from zoo.decoder import Decoder
 from zoo.inference import unstack
 from zoo.inference.generate import check_prompts
@@ -106,10 +107,9 @@ class Session:
     def _read_prompt(
         self, prompt: list[int], sampling: Sampling, key: jax.Array
     ) -> tuple[jax.Array, Cache]:
-        known, cache = 0, None
-        if self._held is not None:
-            known = _shared(self._held.tokens, prompt[:-1])
-            cache = self._held.cache if known else None
+        known, cache = self._known(prompt), None
+        if known:
+            cache = self._held.cache
         self._held = None
         new = prompt[known:]
         piece = np.zeros((1, _at_least(PIECE, len(new))), np.int32)
@@ -118,6 +118,16 @@ class Session:
             cache = _with_room(_rewound(cache, known), known + piece.shape[1])
         length = np.int32(len(new))
         return _read(self._model, self._params, piece, length, cache, sampling, key, np.int32(0))
+
+    def _known(self, prompt: list[int]) -> int:
+        """How many tokens of a prompt the cache has already read as it would read them now."""
+        if self._held is None:
+            return 0
+        longest = max(len(self._held.tokens), len(prompt))
+        for rope in self._model.cfg.ropes:
+            if isinstance(rope.scaling, LongRope) and longest > rope.scaling.original_length:
+                return 0  # it turns all keys of a longer text in another way
+        return _shared(self._held.tokens, prompt[:-1])
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
@@ -141,7 +151,7 @@ def _read(
         params,
         piece,
         segment_ids=(slots < length).astype(jnp.int32),
-        # Padding repeats the last position, for rotations that depend on the furthest.
+        # Padding repeats the last position: LongRope looks at the furthest.
         positions=cache.lengths[:, None] + jnp.minimum(slots, length - 1),
         cache=cache,
         method="hidden",
