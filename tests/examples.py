@@ -63,6 +63,7 @@ _FEATURES = Config(
         )),
     ),
     LayerNorm(), embed_scale=2.0, logit_scale=0.5, logit_softcap=30.0, head_bias=True,
+    mtp=(Layer(_GQA, MoE(4, 2, 28)), Layer(_MLA, MLP(20))),
 )  # fmt: skip
 """What no family has all of: every field of the config away from its default."""
 

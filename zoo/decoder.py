@@ -115,6 +115,33 @@ class Pattern(nn.Module):
         return x, (None if cache is None else caches, aux)
 
 
+class Predictor(nn.Module):
+    """One depth of multi-token prediction (DeepSeek-V3, arXiv:2412.19437 section 2.2).
+
+    From a token's hidden state and the next token's embedding, the hidden state that predicts the
+    token after that.
+    """
+
+    layer: Layer
+    cfg: Config
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, embedded: jax.Array, context: Context):
+        dim, types = self.cfg.embed_dim, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+
+        def normalized(name: str, x: jax.Array) -> jax.Array:
+            return Normalize((dim,), self.cfg.norm, param_dtype=self.param_dtype, name=name)(x)
+
+        both = normalized("embed_norm", embedded), normalized("hidden_norm", hidden)
+        project = Linear((2 * dim,), (dim,), ("embed", "norm"), name="proj", **types)
+        x, _, aux = Block(self.layer, self.cfg, self.dtype, self.param_dtype, name="layer_0")(
+            project(jnp.concatenate(both, axis=-1)), None, context
+        )
+        return normalized("norm", x), {} if aux is None else {"layer_0": aux}
+
+
 class Decoder(nn.Module):
     """A language model.
 
@@ -147,6 +174,8 @@ class Decoder(nn.Module):
                     setattr(self, f"stack_{i}_{r}", body(*spec))
             else:
                 setattr(self, f"stack_{i}", _scanned(body, stack.repeats, self.unroll)(*spec))
+        for k, layer in enumerate(cfg.mtp):
+            setattr(self, f"mtp_{k}", Predictor(layer, cfg, self.dtype, self.param_dtype))
         self.final_norm = Normalize((cfg.embed_dim,), cfg.norm, param_dtype=self.param_dtype)
         if not cfg.tie_embeddings:
             axes = ("embed", "vocab")
@@ -170,7 +199,8 @@ class Decoder(nn.Module):
         """`init` with every array boxed beside its logical axis names; compiled as one program."""
 
         def boxed(rngs, tokens):
-            return nn.Module.init_with_output(self, rngs, tokens, *args, **kwargs)[1]
+            whole = Decoder._everything
+            return nn.Module.init_with_output(self, rngs, tokens, *args, method=whole, **kwargs)[1]
 
         return jax.jit(boxed)(rngs, tokens)
 
@@ -206,16 +236,8 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
     ) -> Output:
         """Like a plain call, up to the final norm: `hidden` dtype[B, T, D] instead of `logits`."""
-        offset = None if cache is None else cache.lengths
-        if positions is None:
-            start = 0 if offset is None else offset[:, None]
-            positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        turns = tuple(rope.tables(r, positions, self.dtype) for r in self.cfg.ropes)
-        context = Context(turns, positions, offset, segment_ids)
-        x = self.embed(tokens)
-        if self.cfg.embed_scale != 1.0:
-            x = x * jnp.asarray(self.cfg.embed_scale, self.dtype)
-        x = nn.with_logical_constraint(x, ACTIVATION_AXES)
+        context = self._context(tokens, segment_ids, positions, cache)
+        x = self._embedded(tokens)
         stacks, aux = {}, {}
         for i in range(len(self.cfg.stacks)):
             name = f"stack_{i}"
@@ -226,6 +248,33 @@ class Decoder(nn.Module):
             real = tokens.shape[1] if segment_ids is None else (segment_ids > 0).sum(-1)
             cache = Cache(cache.lengths + real, stacks)
         return Output(None, cache, aux, self.final_norm(x))
+
+    def draft(
+        self,
+        depth: int,
+        hidden: jax.Array,
+        tokens: jax.Array,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> Output:
+        """The hidden states of `cfg.mtp[depth]`, whose `logits` are for one token further on.
+
+        Args:
+            depth: 0 predicts the token after the next, and so on.
+            hidden: dtype[B, T, D] of `hidden`, or of the depth before.
+            tokens: i32[B, T], for each hidden state the token that its own logits are for.
+            segment_ids: i32[B, T], as in a plain call.
+            positions: i32[B, T] of `tokens`; None counts from 1 + depth.
+
+        Returns:
+            `Output` with `hidden` and `aux` only.
+        """
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]) + depth + 1, tokens.shape)
+        context = self._context(tokens, segment_ids, positions, None)
+        predict = getattr(self, f"mtp_{depth}")
+        hidden, aux = predict(hidden, self._embedded(tokens), context)
+        return Output(None, None, {f"mtp_{depth}": aux} if aux else {}, hidden)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """dtype[B, T, D] after the final norm -> f32[B, T, V]."""
@@ -242,6 +291,34 @@ class Decoder(nn.Module):
         if cfg.logit_softcap is not None:
             logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
+
+    def _everything(self, tokens: jax.Array, *args, **kwargs) -> Output:
+        """A plain call that touches every parameter, for `init`."""
+        out = self.hidden(tokens, *args, **kwargs)
+        hidden = out.hidden
+        for depth in range(len(self.cfg.mtp)):
+            hidden = self.draft(depth, hidden, tokens).hidden
+        return out._replace(logits=self.logits(out.hidden))
+
+    def _embedded(self, tokens: jax.Array) -> jax.Array:
+        x = self.embed(tokens)
+        if self.cfg.embed_scale != 1.0:
+            x = x * jnp.asarray(self.cfg.embed_scale, self.dtype)
+        return nn.with_logical_constraint(x, ACTIVATION_AXES)
+
+    def _context(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array | None,
+        positions: jax.Array | None,
+        cache: Cache | None,
+    ) -> Context:
+        offset = None if cache is None else cache.lengths
+        if positions is None:
+            start = 0 if offset is None else offset[:, None]
+            positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        turns = tuple(rope.tables(r, positions, self.dtype) for r in self.cfg.ropes)
+        return Context(turns, positions, offset, segment_ids)
 
     def _run(self, i: int, x: jax.Array, held: Any, context: Context):
         if not self.unstacked:

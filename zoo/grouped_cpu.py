@@ -5,10 +5,10 @@ Axes: M rows sorted by expert, D and F the two sides of an expert's matrix, E ex
 XLA's own `ragged_dot` is dense over experts on CPU. Here a `while` loop visits only the experts
 that own rows, copies an expert's matrix once, and takes that expert's rows in blocks: as many of
 each whole size as fit, then one block of the smallest size that holds the rest. Sizes below `STEP`
-are powers of two and those up to `WHOLE` its multiples (unless there are but few rows), so at most
-`STEP - 1` rows per expert and at most half of any product are padding, however the rows are
-spread. An expert with a single row, as in decoding, is a product of vectors that reads the matrix
-where it lies.
+are powers of two and those up to `WHOLE` its multiples, so at most `STEP - 1` rows per expert and
+at most half of any product are padding, however the rows are spread. An expert with a single row,
+as in decoding, is a product of vectors that reads the matrix where it lies. Where there are but few
+rows in all, blocks of eight and two do: that compiles in a fraction of the time.
 
 Choices of a size are loops that run at most once: XLA updates the state of a loop in place, while
 it would copy the whole output through a `cond` or `switch`.
@@ -25,8 +25,8 @@ from jax import lax
 STEP = 16
 WHOLE = 128
 LARGEST = 1024
-FEW = 256
-"""Rows in all below which blocks are powers of two only: less to compile, for little work."""
+FEW = 160
+"""Rows in all below which there are only two sizes of blocks."""
 
 
 def gmm(lhs: jax.Array, rhs: jax.Array, group_sizes: jax.Array) -> jax.Array:
@@ -99,8 +99,7 @@ def block_sizes(rows: int, experts: int) -> tuple[tuple[int, ...], tuple[int, ..
     while largest < LARGEST and largest * experts < rows:
         largest *= 2
     whole = [size for size in (1024, 512, 256, 128) if WHOLE <= size <= min(largest, rows)]
-    fine = range(STEP, WHOLE, STEP) if rows >= FEW else (16, 32, 64)
-    rest = [size for size in (2, 4, 8, *fine) if size < rows]
+    rest = [size for size in (2, 4, 8, *range(STEP, WHOLE, STEP)) if size < rows]
     return tuple(whole), (*rest, min(WHOLE, rows))
 
 
@@ -109,6 +108,8 @@ def _in_blocks(rows: int, sizes, row, end, block: Callable, state):
 
     A block that would reach beyond the last row of all starts earlier, as `_read` and `_write` do.
     """
+    if rows < FEW:
+        return _in_small_blocks(rows, row, end, block, state)
     whole, rest = sizes
     for size in whole:
         count = lax.div(end - row, size)
@@ -124,6 +125,22 @@ def _in_blocks(rows: int, sizes, row, end, block: Callable, state):
             return block(row, size, _mask(jnp.minimum(row, rows - size), size, row, end), state)
 
         state = _when((end - row > smaller) & (end - row <= size), last, state)
+    return state
+
+
+def _in_small_blocks(rows: int, row, end, block: Callable, state):
+    """The same in blocks of eight rows, five to seven of which may be the last, and then of two."""
+    for size, missing in ((8, 3), (2, 1)):
+        count = lax.div(jnp.maximum(end - row, 0) + missing, size)
+
+        def step(index, state, size=size, row=row):
+            start, held = row + index * size, min(size, rows)
+            return block(
+                start, held, _mask(jnp.minimum(start, rows - held), held, start, end), state
+            )
+
+        state = lax.fori_loop(0, count, step, state)
+        row = row + count * size
     return state
 
 

@@ -222,12 +222,13 @@ def test_mixed_dtypes_are_joined_exactly(copy):
 
 def test_extras_are_named_not_read(copy):
     folder = copy("deepseek_v3_full_q")
-    mtp = np.ones((4, 4), ml_dtypes.float8_e4m3fn)
-    rewrite(folder, lambda t: t.update({"model.layers.3.eh_proj.weight": mtp}))
-    edit(folder, num_nextn_predict_layers=1)
-    assert load(folder).source.extras == ("model.layers.3.eh_proj.weight",)
-    rewrite(folder, lambda t: t.update({"model.layers.2.eh_proj.weight": mtp}))
-    with pytest.raises(ValueError, match=r"does not know: model\.layers\.2\.eh_proj"):
+    known, unknown = (f"model.layers.{i}.self_attn.{{}}.inv_freq" for i in (1, 2))
+    known, unknown = known.format("rotary_emb"), unknown.format("rotary")
+    other = np.ones((4, 4), ml_dtypes.float8_e4m3fn)
+    rewrite(folder, lambda t: t.update({known: other}))
+    assert load(folder).source.extras == (known,)
+    rewrite(folder, lambda t: t.update({unknown: other}))
+    with pytest.raises(ValueError, match=r"does not know: model\.layers\.2\.self_attn\.rotary\."):
         load(folder)
 
 

@@ -18,9 +18,10 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-def build(name: str, seed: int = 0) -> torch.nn.Module:
+def build(name: str, seed: int = 0, **changes) -> torch.nn.Module:
     """A model of `CASES[name]` with random weights: no zeros, no ones, no ties."""
     kind, kwargs = CASES[name]
+    kwargs = kwargs | changes
     torch.manual_seed(seed)
     config = getattr(transformers, f"{kind}Config")(**kwargs)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).float().eval()

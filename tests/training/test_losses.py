@@ -1,13 +1,19 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import zoo
+from tests import examples
 from tests.training.conftest import pack
 from zoo.moe import MoEStats
 from zoo.training import losses
-from zoo.training.losses import cross_entropy, load_balance
+from zoo.training.losses import Head, cross_entropy, load_balance
 from zoo.training.step import token_losses
+
+CAPPED = dict(tie_embeddings=False, head_bias=True, logit_scale=0.5, logit_softcap=4.0)
 
 
 def test_cross_entropy_is_log_softmax_in_float64():
@@ -18,45 +24,62 @@ def test_cross_entropy_is_log_softmax_in_float64():
     logits = hidden.astype(np.float64) @ head.astype(np.float64)
     nll = np.log(np.exp(logits).sum(-1)) - logits[np.arange(5), targets]
     np.testing.assert_allclose(
-        cross_entropy(hidden, head, targets), np.where(targets < 0, 0, nll), rtol=1e-5
+        cross_entropy(hidden, Head(head), targets), np.where(targets < 0, 0, nll), rtol=1e-5
     )
 
 
 def test_ignored_targets_have_no_gradient():
     hidden, head = jax.random.normal(jax.random.key(0), (2, 4, 8))[0], jnp.eye(8)
     targets = jnp.array([1, -1, 2, -1])
-    grad = jax.grad(lambda h: cross_entropy(h, head, targets).sum())(hidden)
+    grad = jax.grad(lambda h: cross_entropy(h, Head(head), targets).sum())(hidden)
     assert (np.abs(grad).sum(-1) > 0).tolist() == [True, False, True, False]
 
 
 def test_cross_entropy_stays_finite_where_exp_overflows():
     hidden = jnp.array([[1000.0, -1000.0]])
-    assert cross_entropy(hidden, jnp.eye(2), jnp.array([1]))[0] == 2000.0
+    assert cross_entropy(hidden, Head(jnp.eye(2)), jnp.array([1]))[0] == 2000.0
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("most", [2**28, 60])
-def test_cross_entropy_gradients_match_autodiff_in_one_part_and_in_many(monkeypatch, dtype, most):
+@pytest.mark.parametrize(("most", "bounds"), [(2**28, (1.0, None)), (60, (0.7, 3.0))])
+def test_cross_entropy_gradients_match_autodiff(monkeypatch, dtype, most, bounds):
+    """In one part and in many, with and without scale, bias and bound."""
     monkeypatch.setattr(losses, "MOST_LOGITS", most)
-    keys = jax.random.split(jax.random.key(0), 3)
+    keys = jax.random.split(jax.random.key(0), 4)
     hidden = jax.random.normal(keys[0], (14, 8), dtype)
-    head = jax.random.normal(keys[1], (8, 11))
+    w, bias = jax.random.normal(keys[1], (8, 11)), jax.random.normal(keys[3], (11,))
     weight = jax.random.normal(keys[2], (14,))
     targets = jnp.array([3, -1, 10, 0, -1, 1, 2, 3, 4, 5, 6, -1, 7, 8])
+    scale, softcap = bounds
 
-    def plain(hidden, head):
-        hidden = hidden.astype(jnp.float32)
-        head = head.astype(dtype).astype(jnp.float32)
-        chosen = jax.nn.log_softmax(hidden @ head)[jnp.arange(14), targets]
+    def plain(hidden, w, bias):
+        logits = hidden.astype(jnp.float32) @ w.astype(dtype).astype(jnp.float32) + bias
+        logits = logits * scale
+        if softcap is not None:
+            logits = softcap * jnp.tanh(logits / softcap)
+        chosen = jax.nn.log_softmax(logits)[jnp.arange(14), targets]
         return (weight * jnp.where(targets < 0, 0, -chosen)).sum()
 
-    def ours(hidden, head):
-        return (weight * cross_entropy(hidden, head, targets)).sum()
+    def ours(hidden, w, bias):
+        return (weight * cross_entropy(hidden, Head(w, bias, scale, softcap), targets)).sum()
 
-    got = jax.value_and_grad(ours, (0, 1))(hidden, head)
-    want = jax.value_and_grad(plain, (0, 1))(hidden, head)
+    got = jax.value_and_grad(ours, (0, 1, 2))(hidden, w, bias)
+    want = jax.value_and_grad(plain, (0, 1, 2))(hidden, w, bias)
     bound = 1e-5 if dtype == jnp.float32 else 2e-2
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=bound, atol=bound), got, want)
+
+
+def test_losses_are_those_of_the_models_logits():
+    """With a bias, a scale and a bound on the logits."""
+    cfg = dataclasses.replace(examples.CONFIGS["dense"], **CAPPED)
+    model = zoo.Decoder(cfg)
+    params, tokens = examples.random_params(model), jnp.arange(12).reshape(2, 6)
+    targets = jnp.arange(2, 14).reshape(2, 6)
+    batch = dict(tokens=tokens, targets=targets, segment_ids=tokens * 0 + 1, positions=tokens % 6)
+    _, found = token_losses(model, params, batch)
+    logits = jax.nn.log_softmax(model.apply(params, tokens).logits)
+    wanted = -jnp.take_along_axis(logits, targets[..., None], -1).reshape(-1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_packed_losses_equal_those_of_separate_documents(sparse, params, documents, batch):

@@ -7,11 +7,18 @@ import numpy as np
 import pytest
 
 import zoo
+from tests import examples
 from tests.training.conftest import config, moe
 from zoo.moe import MoEStats
 from zoo.training.optimizer import make_optimizer
 from zoo.training.settings import Balance, Optimizer
-from zoo.training.step import create_state, make_step, move_biases
+from zoo.training.step import (
+    create_state,
+    further_losses,
+    make_step,
+    move_biases,
+    token_losses,
+)
 
 SPEC = Optimizer(learning_rate=3e-3, warmup=2)
 
@@ -48,6 +55,39 @@ def test_loss_falls_and_state_counts(sparse, batch):
     state, last = trained(sparse, batch, steps=20)
     assert int(state.step) == 20
     assert last["loss"] < np.log(97) - 0.5
+
+
+def test_multi_token_prediction_learns_the_token_after_the_next(sparse, batch):
+    layer = sparse.cfg.layers[-1]
+    model = sparse.clone(cfg=dataclasses.replace(sparse.cfg, mtp=(layer, layer)))
+    optimizer = make_optimizer(SPEC, 100)
+    state = create_state(model, optimizer, seed=0)
+    step = make_step(model, optimizer, Balance(), mtp_loss=0.3)
+    state, first = step(state, batch)
+    for _ in range(20):
+        state, last = step(state, batch)
+    assert last["mtp_loss"] < first["mtp_loss"] - 0.3
+
+
+def test_further_losses_are_next_token_losses_shifted(sparse, batch):
+    """Depth 0 sees hidden state t and token t + 1, and is to predict token t + 2."""
+    model = sparse.clone(cfg=dataclasses.replace(sparse.cfg, mtp=(sparse.cfg.layers[0],)))
+    params = examples.random_params(model)
+    out, _ = token_losses(model, params, batch)
+    total, _ = further_losses(model, params, batch, out.hidden)
+    tokens, ids = batch["tokens"], batch["segment_ids"]
+    known = jnp.roll(tokens, -1, axis=1)
+    drafted = model.apply(
+        params, 0, out.hidden, known, ids, batch["positions"] + 1, method="draft"
+    ).hidden
+    prob = jax.nn.log_softmax(model.apply(params, drafted, method="logits"))
+    wanted = sum(
+        -prob[b, t, tokens[b, t + 2]]
+        for b in range(tokens.shape[0])
+        for t in range(tokens.shape[1] - 2)
+        if ids[b, t] == ids[b, t + 1] == ids[b, t + 2] > 0
+    )
+    assert float(total) == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_first_loss_is_the_mean_over_targets(sparse, batch, once):

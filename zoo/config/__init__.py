@@ -103,6 +103,8 @@ class Config:
         embed_scale: multiplies embeddings, rounded to the computation's type first (Gemma).
         logit_scale: multiplies logits; then `logit_softcap` c bounds them, c * tanh(logits / c).
         head_bias: a bias on the logits (Phi-3.5-MoE).
+        mtp: the layers that predict further tokens, one per depth (DeepSeek-V3, arXiv:2412.19437
+            section 2.2); they serve training and drafting, and share embeddings and head.
         max_length: the longest context, in tokens, that the model was made for.
     """
 
@@ -117,6 +119,7 @@ class Config:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     head_bias: bool = False
+    mtp: tuple[Layer, ...] = ()
 
     def __post_init__(self):
         positive(self, "vocab_size", "embed_dim", "max_length")
@@ -134,7 +137,8 @@ class Config:
     @property
     def ropes(self) -> tuple[Rope, ...]:
         """The distinct rotations, whose tables are computed once per call."""
-        found = (la.mixer.rope for s in self.stacks for la in s.layers)
+        layers = (*(la for s in self.stacks for la in s.layers), *self.mtp)
+        found = (la.mixer.rope for la in layers)
         return tuple(dict.fromkeys(rope for rope in found if rope is not None))
 
 

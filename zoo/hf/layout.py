@@ -6,6 +6,7 @@ microseconds, needs no tracing, and lets a checkpoint be checked before anything
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from zoo.config import MLA, MLP, Attention, Config, Layer, LayerNorm, MoE, Norm
@@ -21,6 +22,8 @@ def shapes(cfg: Config) -> dict[str, Shape]:
         for j, layer in enumerate(stack.layers):
             for path, shape in layer_shapes(layer, d).items():
                 found[f"stack_{i}/layer_{j}/{path}"] = (stack.repeats, *shape)
+    for k, layer in enumerate(cfg.mtp):
+        found |= _predictor(cfg, layer, f"mtp_{k}")
     found |= _norm(cfg.norm, "final_norm", d)
     if not cfg.tie_embeddings:
         found["head/w"] = (d, cfg.vocab_size)
@@ -30,9 +33,12 @@ def shapes(cfg: Config) -> dict[str, Shape]:
 
 
 def count(cfg: Config, active: bool = False) -> int:
-    """Parameters in all, or those that one token uses (of the experts, the chosen ones)."""
+    """Parameters in all, or those that one token uses (of the experts, the chosen ones).
+
+    As in papers, those of multi-token prediction are not counted.
+    """
     total = 0
-    for path, shape in shapes(cfg).items():
+    for path, shape in shapes(dataclasses.replace(cfg, mtp=())).items():
         n = math.prod(shape)
         if active and path.split("/")[-3:-1] in (["moe", part] for part in ("gate", "up", "down")):
             n = n * _top_k(cfg, path) // shape[1]
@@ -50,6 +56,14 @@ def layer_shapes(layer: Layer, d: int) -> dict[str, Shape]:
     for name in layer.norms:
         norms |= _norm(layer.norm, name, d)
     return {**norms, **mixer, **ffn}
+
+
+def _predictor(cfg: Config, layer: Layer, prefix: str) -> dict[str, Shape]:
+    d, found = cfg.embed_dim, {}
+    for name in ("embed_norm", "hidden_norm", "norm"):
+        found |= _norm(cfg.norm, f"{prefix}/{name}", d)
+    inner = {f"{prefix}/layer_0/{path}": shape for path, shape in layer_shapes(layer, d).items()}
+    return {**found, f"{prefix}/proj/w": (2 * d, d), **inner}
 
 
 def _norm(norm: Norm | LayerNorm, prefix: str, *sizes: int) -> dict[str, Shape]:

@@ -105,7 +105,15 @@ def read(folder: str | os.PathLike) -> tuple[Source, Config, dict[str, Tensor]]:
     source = open_source(folder)
     cfg = config_from_hf(source.config)
     tensors = expand(cfg, storage(cfg, source.config).table, source.specs)
+    if cfg.mtp and not any(_predicts(t) for t in tensors.values() if t.name in source.specs):
+        cfg = replace(cfg, mtp=())  # transformers drops these layers and leaves their number
+        tensors = {name: t for name, t in tensors.items() if not _predicts(t)}
     return _check(source, cfg, tensors), cfg, tensors
+
+
+def _predicts(tensor: Tensor) -> bool:
+    """Whether it belongs to a layer of multi-token prediction."""
+    return tensor.parts[0].path.startswith("mtp_")
 
 
 def _check(source: Source, cfg: Config, tensors: dict[str, Tensor]) -> Source:
@@ -201,8 +209,7 @@ def float_type(dtype: Any) -> np.dtype:
 
 
 def _check_tied(source: Source, name: str, twin: str) -> None:
-    a, b = source[name], source[twin]
-    if a.shape != b.shape or a.dtype != b.dtype or not np.array_equal(a.view("u1"), b.view("u1")):
+    if not source.same(name, twin):
         raise ValueError(
             f"{source.folder}: tie_word_embeddings is true, but {name} differs from {twin}; "
             "set tie_word_embeddings to false in config.json"

@@ -28,6 +28,7 @@ from zoo.hf.safetensors import File, Spec, layout, write, write_atomically
 from zoo.hf.source import CONFIG, GENERATION, INDEX, TOKENIZER, WEIGHTS, Source, some
 from zoo.hf.table import Tensor, expand
 from zoo.models import config_from_hf, config_to_hf, storage, wrapper
+from zoo.models.family import Storage
 
 SHARD_BYTES = 5_000_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -81,7 +82,7 @@ def save_hf(
     held = storage(config, hf)
     tensors = expand(config, held.table, names)
     _check_params(config, flat)
-    tensors |= _tied(tensors, held.tied, source)
+    tensors |= _repeated(tensors, held, source)
     dtypes = _dtypes(tensors, flat, source, dtype)
     files = _small_files(config, source, tokenizer, generation, dtypes, dtype)
     shards = _shards(tensors, dtypes, source, max_shard_bytes)
@@ -192,13 +193,14 @@ def _check_params(config: Config, flat: dict[str, Any]) -> None:
             )
 
 
-def _tied(
-    tensors: dict[str, Tensor], twins: Mapping[str, str], source: Source | None
+def _repeated(
+    tensors: dict[str, Tensor], held: Storage, source: Source | None
 ) -> dict[str, Tensor]:
-    """Tensors that the source repeats because embeddings are tied; they follow their twin."""
+    """Tensors that the source has twice, tied embeddings for one; they follow their twin."""
     if source is None:
         return {}
-    again = {n: twin for n, twin in twins.items() if n in source.specs and n not in tensors}
+    pairs = {n: twin for n, twin in (*held.tied.items(), *held.copies.items()) if n not in tensors}
+    again = {n: twin for n, twin in pairs.items() if n in source.specs and source.same(n, twin)}
     return {n: replace(tensors[twin], name=n) for n, twin in again.items()}
 
 
@@ -304,7 +306,7 @@ def _small_files(
 
 def _merged(config: Config, source: Source, tokens: Mapping, dtype: Any) -> bytes:
     """The source's config with what changed since, or its very bytes if nothing did."""
-    old, new = config_to_hf(config_from_hf(source.config)), config_to_hf(config)
+    old, new = _written(source.config, config), config_to_hf(config)
     changed = {key: value for key, value in new.items() if old.get(key) != value}
     whole = wrapper(source.config)
     hf = dict(source.config if whole is None else source.config[whole.text])
@@ -322,7 +324,7 @@ def _merged(config: Config, source: Source, tokens: Mapping, dtype: Any) -> byte
         hf["dtype" if "dtype" in hf else "torch_dtype"] = dtype.name
     if hf == source.config:
         return source.config_bytes
-    again = config_to_hf(config_from_hf(hf))
+    again = _written(hf, config)
     if again != new:
         wrong = next(key for key in new if again.get(key) != new[key])
         raise ValueError(
@@ -330,6 +332,12 @@ def _merged(config: Config, source: Source, tokens: Mapping, dtype: Any) -> byte
             "source"
         )
     return _json(hf)
+
+
+def _written(hf: Mapping, config: Config) -> dict:
+    """A config as we would write it, without layers of multi-token prediction if `config` is."""
+    found = config_from_hf(hf)
+    return config_to_hf(found if config.mtp else replace(found, mtp=()))
 
 
 def _tokenizer_files(path: Path) -> dict[str, Path]:

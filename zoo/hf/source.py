@@ -75,6 +75,12 @@ class Source:
         found = generation.get("eos_token_id", self.config.get("eos_token_id"))
         return () if found is None else tuple(np.atleast_1d(found).tolist())
 
+    def same(self, name: str, twin: str) -> bool:
+        """Whether two tensors are equal byte for byte."""
+        a, b = self[name], self[twin]
+        equal = a.shape == b.shape and a.dtype == b.dtype
+        return equal and np.array_equal(a.view("u1"), b.view("u1"))
+
     def __getitem__(self, name: str) -> np.ndarray:
         """A read-only view of a tensor in its mapped file."""
         return self.places[name][name]

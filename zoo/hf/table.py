@@ -10,10 +10,11 @@ views of the same memory shaped like the parameters. Reading copies from the vie
 into them, so a table is invertible by construction and there is no second table that could
 disagree. A further layout (fused, interleaved, already [in, out]) is one more op.
 
-`{l}` is the layer and `{e}` the expert. They are stacked: a parameter leads with the repeats of its
-stack and, where the pattern has `{e}`, with the experts. A row applies where the model has its
-parameters. Rows that share a parameter are alternatives: files are written by the first, and read
-by the first whose names they have.
+`{l}` is the layer and `{e}` the expert; `{m}` is the depth of a layer of multi-token prediction and
+`{n}` its number when layers are counted on. Layers and experts are stacked: a parameter leads with
+the repeats of its stack and, where the pattern has `{e}`, with the experts. A row applies where the
+model has its parameters. Rows that share a parameter are alternatives: files are written by the
+first, and read by the first whose names they have.
 """
 
 from __future__ import annotations
@@ -217,32 +218,47 @@ def _chosen(found: list[tuple[Row, Tensor]], names: Collection[str] | None) -> d
     owners: dict[tuple[str, tuple[int, ...]], Row] = {}
     chosen: dict[str, Tensor] = {}
     for row, tensor in found:
-        layers = {(part.path, part.at[:1]) for part in tensor.parts}
+        layers = {(part.path, _layer_of(part)) for part in tensor.parts}
         if all(owners.get(layer, row) == row for layer in layers):
             owners |= dict.fromkeys(layers, row)
             chosen[tensor.name] = tensor
     return chosen
 
 
+def _layer_of(part: Part) -> tuple[int, ...]:
+    return part.at[:1] if part.path.startswith("stack_") else ()
+
+
 def _expand(
     cfg: Config, table: tuple[Row, ...], params: dict[str, Shape]
 ) -> Iterator[tuple[Row, Tensor]]:
-    once = [row for row in table if "{l}" not in row.disk]
     each = [row for row in table if "{l}" in row.disk]
+    further = [row for row in table if "{m}" in row.disk or "{n}" in row.disk]
+    once = [row for row in table if row not in each and row not in further]
     for row in once:
         if all(path in params for path in row.paths):
             parts = tuple(Part(path, (), params[path]) for path in row.paths)
             yield row, Tensor(row.disk, row.op, parts)
     for layer, (prefix, repeat) in enumerate(places(cfg)):
-        for row in each:
-            paths = [f"{prefix}/{path}" for path in row.paths]
-            if not all(path in params for path in paths):
-                continue
-            experts = range(params[paths[0]][1]) if "{e}" in row.disk else [None]
-            for e in experts:
-                at = (repeat,) if e is None else (repeat, e)
-                parts = tuple(Part(path, at, params[path][len(at) :]) for path in paths)
-                yield row, Tensor(row.disk.format(l=layer, e=e), row.op, parts)
+        yield from _layer(each, params, prefix, (repeat,), l=layer)
+    for depth in range(len(cfg.mtp)):
+        number = len(cfg.layers) + depth
+        yield from _layer(further, params, f"mtp_{depth}", (), m=depth, n=number)
+
+
+def _layer(
+    rows: list[Row], params: dict[str, Shape], prefix: str, at: tuple[int, ...], **numbers: int
+) -> Iterator[tuple[Row, Tensor]]:
+    """The tensors of one layer, whose parameters are `at` this index of those below `prefix`."""
+    for row in rows:
+        paths = [f"{prefix}/{path}" for path in row.paths]
+        if not all(path in params for path in paths):
+            continue
+        experts = range(params[paths[0]][len(at)]) if "{e}" in row.disk else [None]
+        for e in experts:
+            whole = at if e is None else (*at, e)
+            parts = tuple(Part(path, whole, params[path][len(whole) :]) for path in paths)
+            yield row, Tensor(row.disk.format(e=e, **numbers), row.op, parts)
 
 
 def places(cfg: Config) -> Iterator[tuple[str, int]]:

@@ -91,7 +91,9 @@ def storage(cfg: Config, hf: Mapping | None = None) -> Storage:
     """Where a folder with the config `hf`, or a new one, holds the parameters of `cfg`."""
     found = family(cfg.family)
     whole = None if hf is None else wrapper(hf)
-    return Storage(found.table, found.extras) if whole is None else wrapped(found, whole)
+    plain = Storage(found.table, found.extras, found.copies)
+    held = plain if whole is None else wrapped(found, whole)
+    return held.numbered(len(cfg.layers), len(cfg.mtp))
 
 
 def _text_part(hf: Mapping, whole: Wrapper) -> dict:

@@ -3,13 +3,14 @@
 Differs from Llama: multi-head latent attention with interleaved rotary positions; YaRN, whose
 temperature multiplies the softmax scale; `first_k_dense_replace` dense layers, then mixtures of
 experts with a sigmoid router in float32, a selection bias, groups, and shared experts (one MLP of
-their width). The latent norms' eps is 1e-6 whatever rms_norm_eps is. Tensors of the
-multi-token-prediction layer, which follows the last layer, are carried along unused.
+their width). The latent norms' eps is 1e-6 whatever rms_norm_eps is. Layers of multi-token
+prediction follow the last layer; transformers leaves them out when it saves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from zoo.config import MLA, MLP, Config, Layer, MoE, Norm, Rope, YarnScaling, stack_layers
 from zoo.hf.keys import Keys, activation_name, read_rope, write_rope, yarn_softmax_factor
@@ -50,11 +51,12 @@ DEFAULTS = {
     "moe_layer_freq": 1,
     "scoring_func": "sigmoid",
     "topk_method": "noaux_tc",
+    "num_nextn_predict_layers": 0,
+    "num_mtp_layers": 0,
 }
 # Derived sizes, and how the released models were trained and served.
 UNUSED = frozenset({
-    "aux_loss_alpha", "ep_size", "head_dim", "num_mtp_layers", "num_nextn_predict_layers",
-    "qk_head_dim", "seq_aux",
+    "aux_loss_alpha", "ep_size", "head_dim", "qk_head_dim", "seq_aux",
 })  # fmt: skip
 
 KV_DOWN = ("attn/kv_down/w", "attn/k_rope/w")
@@ -113,7 +115,8 @@ def from_hf(hf: Mapping) -> Config:
         Layer(mixer, dense if i < first else moe, norm)
         for i in range(keys.integer("num_hidden_layers"))
     )
-    cfg = decoder(keys, layers, norm)
+    depths = keys.integer(keys.alias("num_nextn_predict_layers", "num_mtp_layers"))
+    cfg = replace(decoder(keys, layers, norm), mtp=(Layer(mixer, moe, norm),) * depths)
     keys.close()
     return cfg
 
@@ -146,7 +149,7 @@ def to_hf(cfg: Config) -> dict:
         "topk_group": moe.top_groups,
         "norm_topk_prob": moe.renormalize,
         "routed_scaling_factor": moe.scale,
-        "num_nextn_predict_layers": 0,
+        "num_nextn_predict_layers": len(cfg.mtp),
     }
 
 
@@ -175,12 +178,15 @@ def _scale(rope: Rope, nope_dim: int) -> float | None:
     return None if factor == 1.0 else (nope_dim + rope.dim) ** -0.5 * factor
 
 
-def _preset(vocab, heads, dense, theta, length, scaling, moe) -> Config:
+def _preset(vocab, heads, dense, theta, length, scaling, moe, depths) -> Config:
     norm, rope = Norm(1e-6), Rope(64, theta, interleaved=True, scaling=scaling)
     mixer = MLA(heads, 1536, 512, 128, 64, 128, rope, scale=_scale(rope, 128))
     layers = (Layer(mixer, MLP(18432), norm),) * dense + (Layer(mixer, moe, norm),) * (61 - dense)
-    stacks = stack_layers(layers)
-    return Config(vocab, 7168, stacks, norm, max_length=length, family="deepseek_v3")
+    predictors = (Layer(mixer, moe, norm),) * depths
+    return Config(
+        vocab, 7168, stack_layers(layers), norm, max_length=length, family="deepseek_v3",
+        mtp=predictors,
+    )  # fmt: skip
 
 
 def _moe(experts, scale, groups, top_groups) -> MoE:
@@ -191,16 +197,18 @@ def _moe(experts, scale, groups, top_groups) -> MoE:
 
 _V3_YARN = YarnScaling(40.0, 4096, 32.0, 1.0, 1.0, 1.0)
 _K2_YARN = YarnScaling(32.0, 4096, 1.0, 1.0, 1.0, 1.0)
-_V3 = _preset(129280, 128, 3, 1e4, 163840, _V3_YARN, _moe(256, 2.5, 8, 4))
-_K2 = _preset(163840, 64, 1, 5e4, 131072, _K2_YARN, _moe(384, 2.827, 1, 1))
+_V3 = _preset(129280, 128, 3, 1e4, 163840, _V3_YARN, _moe(256, 2.5, 8, 4), 1)
+_K2 = _preset(163840, 64, 1, 5e4, 131072, _K2_YARN, _moe(384, 2.827, 1, 1), 0)
 
+_TABLE = (*parts.TOP, *parts.NORMS, *LATENT, *parts.FFN, *ROUTED)
 FAMILY = Family(
     model_type="deepseek_v3",
     architecture="DeepseekV3ForCausalLM",
-    table=(*parts.TOP, *parts.NORMS, *LATENT, *parts.FFN, *ROUTED),
+    table=(*_TABLE, *parts.predictors(_TABLE)),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={"deepseek-v3": _V3, "deepseek-r1": _V3, "deepseek-v3.1": _V3, "kimi-k2": _K2},
     aliases=("kimi_k2",),
     extras=(INV_FREQ, r"model\.layers\.{layers}\..*"),
+    copies=parts.PREDICTOR_COPIES,
 )

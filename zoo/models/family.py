@@ -26,6 +26,8 @@ class Family:
         aliases: other model types that are read as this one.
         extras: patterns of tensors that we do not use but carry along; `{layers}` in one is the
             number of layers.
+        copies: tensors of a layer of multi-token prediction that repeat one of the main model ->
+            that one; `{n}` is the layer's number.
     """
 
     model_type: str
@@ -36,6 +38,7 @@ class Family:
     presets: Mapping[str, Config]
     aliases: tuple[str, ...] = ()
     extras: tuple[str, ...] = (INV_FREQ,)
+    copies: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,30 @@ class Wrapper:
 
 @dataclass(frozen=True)
 class Storage:
-    """How a folder holds a model: its table, and patterns of tensors that are carried along."""
+    """How a folder holds a model.
+
+    Attributes:
+        table: where parameters are.
+        extras: patterns of tensors that are carried along.
+        copies: as in `Family`.
+    """
 
     table: tuple[Row, ...]
     extras: tuple[str, ...]
-    tied: Mapping[str, str] = field(init=False)
+    copies: Mapping[str, str]
 
-    def __post_init__(self):
-        """`tied`: an output matrix's name -> that of the embeddings that it may repeat."""
+    @property
+    def tied(self) -> dict[str, str]:
+        """An output matrix's name -> that of the embeddings that it may repeat."""
         embeds = [row.disk for row in self.table if row.paths == ("embed/table",)]
         heads = [row.disk for row in self.table if row.paths == ("head/w",)]
-        object.__setattr__(self, "tied", dict(zip(heads, embeds, strict=False)))
+        return dict(zip(heads, embeds, strict=False))
+
+    def numbered(self, layers: int, depths: int) -> Storage:
+        """The same with names instead of patterns in `copies`."""
+        numbers = range(layers, layers + depths)
+        named = {a.format(n=n): b for a, b in self.copies.items() for n in numbers}
+        return replace(self, copies=named)
 
 
 def wrapped(family: Family, wrapper: Wrapper) -> Storage:
@@ -96,4 +112,9 @@ def wrapped(family: Family, wrapper: Wrapper) -> Storage:
     )
     quoted = [{re.escape(a): re.escape(b) for a, b in p.items()} for p in wrapper.prefixes]
     extras = (rename(pattern, prefixes) for prefixes in quoted for pattern in family.extras)
-    return Storage(table, (*extras, *wrapper.extras))
+    copies = {
+        rename(a, prefixes): rename(b, prefixes)
+        for prefixes in wrapper.prefixes
+        for a, b in family.copies.items()
+    }
+    return Storage(table, (*extras, *wrapper.extras), copies)

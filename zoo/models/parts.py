@@ -48,6 +48,29 @@ EXPERTS = (
 )
 
 
+def predictors(table: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Rows of multi-token prediction as DeepSeek-V3 has it: layers that go on counting."""
+    at = "model.layers.{n}."
+    inner = tuple(
+        Row(row.disk.replace("{l}", "{n}"), tuple(f"layer_0/{p}" for p in row.paths), row.op)
+        for row in table
+        if "{l}" in row.disk
+    )
+    return (
+        Row(at + "enorm.weight", "embed_norm/scale", Same()),
+        Row(at + "hnorm.weight", "hidden_norm/scale", Same()),
+        Row(at + "eh_proj.weight", "proj/w", Linear()),
+        *inner,
+        Row(at + "shared_head.norm.weight", "norm/scale", Same()),
+    )
+
+
+PREDICTOR_COPIES = {
+    "model.layers.{n}.embed_tokens.weight": "model.embed_tokens.weight",
+    "model.layers.{n}.shared_head.head.weight": "lm_head.weight",
+}
+
+
 def decoder(keys: Keys, layers: tuple[Layer, ...], norm: Norm) -> Config:
     """A Config from the keys that all families share."""
     return Config(

@@ -99,7 +99,9 @@ class _Loop:
     def __init__(self, run: Run, display: Display):
         settings, data = run.settings, run.data
         self.run, self.step, self._display = run, run.step, display
-        self._step = make_step(run.model, run.optimizer, settings.balance, settings.accumulate)
+        self._step = make_step(
+            run.model, run.optimizer, settings.balance, settings.accumulate, settings.mtp_loss
+        )
         self._batches = train_batches(data)
         if run.extra is not None:
             self._batches.set_state(run.extra["data"])

@@ -5,7 +5,9 @@ Axes: M tokens of a batch in a row, D embedding, V vocabulary, L repeats of a st
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,52 +22,78 @@ MOST_LOGITS = 2**28
 """How many logits are held at a time; a larger batch goes by parts, computed again backward."""
 
 
-def cross_entropy(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
-    """Negative log likelihood, in nats, of each target under softmax(hidden @ head).
+class Head(NamedTuple):
+    """What turns hidden states into logits: softcap(scale * (hidden @ w + bias)).
+
+    `w` [D, V], `bias` [V] or None; `scale` and `softcap` as in `zoo.Config`, numbers or None.
+    """
+
+    w: jax.Array
+    bias: jax.Array | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+def cross_entropy(hidden: jax.Array, head: Head, targets: jax.Array) -> jax.Array:
+    """Negative log likelihood, in nats, of each target under the softmax of `head`'s logits.
 
     Args:
         hidden: dtype[M, D], after the final norm; its type is the type of the product.
-        head: [D, V].
+        head: what makes logits of it.
         targets: i32[M]; `IGNORED` where there is nothing to predict.
 
     Returns:
         f32[M], 0 where the target is ignored.
     """
-    count, vocab = len(targets), head.shape[-1]
+    w, bias, scale, softcap = head
+    loss = functools.partial(_cross_entropy, scale, softcap)
+    count, vocab = len(targets), w.shape[-1]
     parts = -(-count * vocab // MOST_LOGITS)
     if parts <= 1:
-        return _cross_entropy(hidden, head, targets)
+        return loss(hidden, w, bias, targets)
     parts = next(n for n in range(parts, count + 1) if count % n == 0)
     # Each part takes tokens from all over the batch, and so is spread over devices as that is.
     hidden = hidden.reshape(-1, parts, hidden.shape[-1]).swapaxes(0, 1)
     targets = targets.reshape(-1, parts).T
-    part = jax.checkpoint(_cross_entropy)
-    return jax.lax.map(lambda p: part(p[0], head, p[1]), (hidden, targets)).T.reshape(-1)
+    part = jax.checkpoint(loss)
+    return jax.lax.map(lambda p: part(p[0], w, bias, p[1]), (hidden, targets)).T.reshape(-1)
 
 
-@jax.custom_vjp
-def _cross_entropy(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _cross_entropy(scale, softcap, hidden, w, bias, targets) -> jax.Array:
     """`cross_entropy` in one part; backward reads the logits once and scatters nothing back."""
-    return _cross_entropy_forward(hidden, head, targets)[0]
+    return _cross_entropy_forward(scale, softcap, hidden, w, bias, targets)[0]
 
 
-def _cross_entropy_forward(hidden, head, targets):
-    logits = _product(hidden, head.astype(hidden.dtype), (1, 0))
+def _cross_entropy_forward(scale, softcap, hidden, w, bias, targets):
+    logits = _product(hidden, w.astype(hidden.dtype), (1, 0))
+    if bias is not None:
+        logits = logits + bias.astype(jnp.float32)
+    if scale != 1.0:
+        logits = logits * scale
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
     total = jax.nn.logsumexp(logits, axis=-1)
     real = targets != IGNORED
     chosen = jnp.take_along_axis(logits, jnp.where(real, targets, 0)[:, None], axis=-1)[:, 0]
-    return jnp.where(real, total - chosen, 0.0), (hidden, head, targets, logits, total)
+    return jnp.where(real, total - chosen, 0.0), (hidden, w, bias, targets, logits, total)
 
 
-def _cross_entropy_backward(saved, grad):
-    hidden, head, targets, logits, total = saved
+def _cross_entropy_backward(scale, softcap, saved, grad):
+    hidden, w, bias, targets, logits, total = saved
     grad = jnp.where(targets != IGNORED, grad, 0.0)[:, None]
     probs = jnp.exp(logits - total[:, None])
     hit = targets[:, None] == jnp.arange(logits.shape[-1])
-    logits_grad = (grad * jnp.where(hit, probs - 1.0, probs)).astype(hidden.dtype)
-    hidden_grad = _product(logits_grad, head.astype(hidden.dtype), (1, 1))
-    head_grad = _product(hidden, logits_grad, (0, 0))
-    return hidden_grad.astype(hidden.dtype), head_grad.astype(head.dtype), None
+    logits_grad = grad * jnp.where(hit, probs - 1.0, probs)
+    if softcap is not None:
+        logits_grad = logits_grad * (1 - jnp.square(logits / softcap))
+    if scale != 1.0:
+        logits_grad = logits_grad * scale
+    bias_grad = None if bias is None else logits_grad.sum(0).astype(bias.dtype)
+    logits_grad = logits_grad.astype(hidden.dtype)
+    hidden_grad = _product(logits_grad, w.astype(hidden.dtype), (1, 1))
+    w_grad = _product(hidden, logits_grad, (0, 0))
+    return hidden_grad.astype(hidden.dtype), w_grad.astype(w.dtype), bias_grad, None
 
 
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)

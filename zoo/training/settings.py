@@ -111,7 +111,8 @@ class Settings:
     weights from. `data.batch` windows make a step, in `accumulate` microbatches. `seed` is of the
     parameters and of sampling. `dtype` "auto" is bfloat16 on accelerators and float32 on CPU;
     masters are float32 either way. `remat` says what the backward pass recomputes: nothing, all but
-    matrix products ("cheap"), or everything.
+    matrix products ("cheap"), or everything. `mtp_loss` weighs the loss of a model's layers of
+    multi-token prediction.
     """
 
     model: dict | str | None
@@ -123,6 +124,7 @@ class Settings:
     remat: Literal["nothing", "cheap", "everything"] = "nothing"
     init_from: str | None = None
     log_every: int = 1
+    mtp_loss: float = 0.3
     optimizer: Optimizer = field(default_factory=Optimizer)
     balance: Balance = field(default_factory=Balance)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -131,7 +133,7 @@ class Settings:
 
     def __post_init__(self):
         _positive("", self, "steps", "accumulate", "log_every")
-        _not_negative("", self, "seed")
+        _not_negative("", self, "seed", "mtp_loss")
         if self.data.batch % self.accumulate:
             raise ValueError(
                 f"accumulate={self.accumulate} must divide data.batch={self.data.batch}"

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zoo.config import Config
 from zoo.decoder import Decoder
-from zoo.training.losses import IGNORED, cross_entropy, load_balance
+from zoo.training.losses import IGNORED, Head, cross_entropy, load_balance
 from zoo.training.settings import Balance
 
 Batch = dict[str, jax.Array]
@@ -55,25 +56,35 @@ def make_step(
     optimizer: optax.GradientTransformation,
     balance: Balance,
     accumulate: int = 1,
+    mtp_loss: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compiles (state, batch) -> (state, metrics); the state that goes in is donated.
 
     `accumulate` microbatches of B / accumulate windows run one after the other. Their gradients add
     up to the gradient of the mean over all targets of the batch, however these are spread.
 
+    `mtp_loss` weighs the mean loss of the model's layers of multi-token prediction
+    (arXiv:2412.19437 equation 25).
+
     Metrics, all f32[]: "loss" in nats per target, "grad_norm" before clipping, "tokens" without
-    padding; "aux_loss", the mean over microbatches, where it is used; and with experts "imbalance",
-    the largest load of an expert over the mean of its layer, less 1, at the worst layer (MaxVio,
-    arXiv:2408.15664).
+    padding; "aux_loss", the mean over microbatches, and "mtp_loss" where they are used; and with
+    experts "imbalance", the largest load of an expert over the mean of its layer, less 1, at the
+    worst layer (MaxVio, arXiv:2408.15664).
     """
+    predicts = bool(mtp_loss and model.cfg.mtp)
 
     def loss_fn(params: dict, batch: Batch, targets: jax.Array):
         out, nll = token_losses(model, {"params": params}, batch)
-        loss = nll.sum() / targets
-        if not balance.aux_loss:
-            return loss, (loss, jnp.zeros(()), out.aux)
-        aux = load_balance(moe_stats(out.aux)) / accumulate
-        return loss + balance.aux_loss * aux, (loss, aux, out.aux)
+        total = loss = nll.sum() / targets
+        stats, extra = out.aux, {}
+        if predicts:
+            further, found = further_losses(model, {"params": params}, batch, out.hidden)
+            extra["mtp_loss"] = further / targets
+            total, stats = total + mtp_loss * extra["mtp_loss"], stats | found
+        if balance.aux_loss:
+            extra["aux_loss"] = load_balance(moe_stats(stats)) / accumulate
+            total = total + balance.aux_loss * extra["aux_loss"]
+        return total, ({"loss": loss, **extra}, stats)
 
     def gradients(params: dict, batch: Batch):
         targets = jnp.maximum((batch["targets"] != IGNORED).sum(), 1)
@@ -93,18 +104,16 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         params = state.params["params"]
-        grads, (loss, aux, stats) = gradients(params, batch)
+        grads, (losses, stats) = gradients(params, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         params = move_biases(optax.apply_updates(params, updates), stats, balance.bias_rate)
         metrics = {
-            "loss": loss,
+            **losses,
             "grad_norm": global_norm(grads),
             "tokens": (batch["segment_ids"] > 0).sum().astype(jnp.float32),
         }
         if stats:
             metrics["imbalance"] = imbalance(stats)
-        if balance.aux_loss:
-            metrics["aux_loss"] = aux
         return TrainState(state.step + 1, {"params": params}, opt_state, state.rng), metrics
 
     return jax.jit(step, donate_argnums=0)
@@ -115,14 +124,39 @@ def token_losses(model: Decoder, params: dict, batch: Batch):
     out = model.apply(
         params, batch["tokens"], batch["segment_ids"], batch["positions"], method="hidden"
     )
-    hidden = out.hidden.reshape(-1, out.hidden.shape[-1])
-    return out, cross_entropy(hidden, head(params), batch["targets"].reshape(-1))
+    return out, _losses(model, params, out.hidden, batch["targets"])
 
 
-def head(params: dict) -> jax.Array:
-    """The output matrix [D, V]: its own, or the embedding's."""
+def further_losses(model: Decoder, params: dict, batch: Batch, hidden: jax.Array):
+    """The loss of multi-token prediction: f32[], a sum over tokens and mean over depths, and `aux`.
+
+    Depth k reads the token that depth k - 1 was to predict, and is to predict the one after it, in
+    the same document.
+    """
+    targets, positions, total, aux = batch["targets"], batch["positions"], 0.0, {}
+    for depth in range(len(model.cfg.mtp)):
+        known, positions = jnp.maximum(targets, 0), positions + 1
+        out = model.apply(
+            params, depth, hidden, known, batch["segment_ids"], positions, method="draft"
+        )
+        behind = jnp.pad(targets[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
+        targets = jnp.where(targets == IGNORED, IGNORED, behind)
+        total = total + _losses(model, params, out.hidden, targets).sum()
+        hidden, aux = out.hidden, aux | out.aux
+    return total / len(model.cfg.mtp), aux
+
+
+def _losses(model: Decoder, params: dict, hidden: jax.Array, targets: jax.Array) -> jax.Array:
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return cross_entropy(flat, head(model.cfg, params), targets.reshape(-1))
+
+
+def head(cfg: Config, params: dict) -> Head:
+    """What `Decoder.logits` does: a matrix of its own or the embedding's, scale and bounds."""
     tree = params["params"]
-    return tree["head"]["w"] if "head" in tree else tree["embed"]["table"].T
+    own = tree.get("head", {})
+    w = tree["embed"]["table"].T if cfg.tie_embeddings else own["w"]
+    return Head(w, own.get("b"), cfg.logit_scale, cfg.logit_softcap)
 
 
 def moe_stats(aux: dict) -> list:
