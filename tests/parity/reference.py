@@ -19,16 +19,21 @@ transformers.logging.disable_progress_bar()
 
 
 def build(name: str, seed: int = 0, **changes) -> torch.nn.Module:
-    """A model of `CASES[name]` with random weights: no zeros, no ones, no ties."""
+    """A model of `CASES[name]` with random weights: no zeros, no ones, no ties.
+
+    Of several modalities where the config has a part of its own for text.
+    """
     kind, kwargs = CASES[name]
     kwargs = kwargs | changes
     torch.manual_seed(seed)
     config = getattr(transformers, f"{kind}Config")(**kwargs)
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).float().eval()
-    generator = torch.Generator().manual_seed(seed)
+    whole = "text_config" in kwargs
+    auto = transformers.AutoModelForImageTextToText if whole else transformers.AutoModelForCausalLM
+    model = auto.from_config(config).float().eval()
+    generator, stored = torch.Generator().manual_seed(seed), model.state_dict().keys()
     with torch.no_grad():
         for path, value in (*model.named_parameters(), *model.named_buffers()):
-            if path.endswith("inv_freq"):
+            if path not in stored:  # frequencies, Gemma's factor on embeddings
                 continue
             noise = torch.randn(value.shape, generator=generator)
             if "norm" in path:
@@ -49,7 +54,8 @@ def save(model: torch.nn.Module, folder: Path, **kwargs) -> Path:
 
 def tokens(model: torch.nn.Module, batch: int, length: int, seed: int = 1) -> np.ndarray:
     """Random ids, i64[B, T]."""
-    return np.random.default_rng(seed).integers(3, model.config.vocab_size, (batch, length))
+    vocab_size = model.config.get_text_config().vocab_size
+    return np.random.default_rng(seed).integers(3, vocab_size, (batch, length))
 
 
 def logits(model: torch.nn.Module, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
@@ -98,7 +104,7 @@ def loss_and_gradients(model: torch.nn.Module, ids: np.ndarray, folder: Path) ->
     kept = {path: value.detach().clone() for path, value in model.named_parameters()}
     with torch.no_grad():
         for _, value in model.named_parameters():
-            value.copy_(value.grad)
+            value.copy_(torch.zeros_like(value) if value.grad is None else value.grad)
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
     with torch.no_grad():

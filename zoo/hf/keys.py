@@ -130,6 +130,7 @@ def read_rope(
     interleaved: bool = False,
     wide: bool = False,
     layer_type: str | None = None,
+    theta_key: str = "rope_theta",
     partial: bool = False,
     take: Callable[[dict], None] = lambda left: None,
 ) -> Rope:
@@ -143,10 +144,11 @@ def read_rope(
         dim: of a head; `partial` families rotate `partial_rotary_factor` of it.
         interleaved: as in `Rope`, and so `wide`.
         layer_type: which to read where rope_parameters holds one rotation per layer type.
+        theta_key: the key of theta outside of the dict.
         partial: whether the family's modelling code reads `partial_rotary_factor`.
         take: removes what only the family itself understands from the dict.
     """
-    new, old, theta = keys["rope_parameters"], keys["rope_scaling"], keys["rope_theta"]
+    new, old, theta = keys["rope_parameters"], keys["rope_scaling"], keys[theta_key]
     name = "rope_scaling" if old else "rope_parameters"
     left = dict(old or new or {})
     if layer_type is not None and isinstance(left.get(layer_type), Mapping):

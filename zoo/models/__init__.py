@@ -13,10 +13,13 @@ from pathlib import Path
 
 from zoo.config import Config, stack_layers
 from zoo.hf.keys import IRRELEVANT
-from zoo.models import deepseek_v3, llama, qwen3, qwen3_moe
+from zoo.models import deepseek_v3, gemma, gemma2, gemma3, llama, qwen3, qwen3_moe
 from zoo.models.family import Family, Storage, Wrapper, wrapped
 
 FAMILIES: tuple[Family, ...] = (
+    gemma.FAMILY,
+    gemma2.FAMILY,
+    gemma3.FAMILY,
     llama.FAMILY,
     qwen3.FAMILY,
     qwen3_moe.FAMILY,
@@ -24,7 +27,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-WRAPPERS: tuple[Wrapper, ...] = ()
+WRAPPERS: tuple[Wrapper, ...] = (gemma3.WRAPPER,)
 
 
 def presets() -> tuple[str, ...]:

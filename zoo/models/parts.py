@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from zoo.config import Attention, Config, Layer, Norm, stack_layers
+from collections.abc import Sequence
+
+from zoo.config import Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, read_rope, write_rope
 from zoo.hf.table import Flat, Linear, Row, Same
 
@@ -27,6 +29,12 @@ ATTENTION = (
     Row(IN_ATTENTION + "k_proj.bias", "attn/k/b", Flat()),
     Row(IN_ATTENTION + "v_proj.bias", "attn/v/b", Flat()),
     Row(IN_ATTENTION + "o_proj.bias", "attn/o/b", Same()),
+)
+SANDWICH_NORMS = (  # or "post", where a layer has no norms before its parts
+    Row(IN_LAYER + "input_layernorm.weight", "attn_norm/scale", Same()),
+    Row(IN_LAYER + "post_attention_layernorm.weight", "attn_post_norm/scale", Same()),
+    Row(IN_LAYER + "pre_feedforward_layernorm.weight", "ffn_norm/scale", Same()),
+    Row(IN_LAYER + "post_feedforward_layernorm.weight", "ffn_post_norm/scale", Same()),
 )
 QK_NORM = (
     Row(IN_ATTENTION + "q_norm.weight", "attn/q_norm/scale", Same()),
@@ -71,8 +79,8 @@ PREDICTOR_COPIES = {
 }
 
 
-def decoder(keys: Keys, layers: tuple[Layer, ...], norm: Norm) -> Config:
-    """A Config from the keys that all families share."""
+def decoder(keys: Keys, layers: tuple[Layer, ...], norm: Norm, **fields) -> Config:
+    """A Config from the keys that all families share, and further `fields`."""
     return Config(
         vocab_size=keys.integer("vocab_size"),
         embed_dim=keys.integer("hidden_size"),
@@ -81,23 +89,98 @@ def decoder(keys: Keys, layers: tuple[Layer, ...], norm: Norm) -> Config:
         tie_embeddings=bool(keys["tie_word_embeddings"]),
         max_length=keys.integer("max_position_embeddings"),
         family=keys.family,
+        **fields,
     )
 
 
-def attention(keys: Keys, o_bias: bool, **fields) -> Attention:
-    """Attention from the keys that families with q, k and v projections share."""
-    n = keys.integer("num_attention_heads")
-    k, h = keys["num_key_value_heads"], keys["head_dim"]
-    h = keys.integer("hidden_size") // n if h is None else keys.integer("head_dim")
+def head_dim(keys: Keys) -> int:
+    """The size of a head; where the config has none, heads share hidden_size."""
+    if keys["head_dim"] is None:
+        return keys.integer("hidden_size") // keys.integer("num_attention_heads")
+    return keys.integer("head_dim")
+
+
+def attention(keys: Keys, o_bias: bool = False, **fields) -> Attention:
+    """Attention from the keys that families with q, k and v projections share.
+
+    `fields` are those of `Attention` that the family decides; `qkv_bias` is otherwise the key
+    attention_bias, and `rope` the config's rotation of whole heads.
+    """
+    n, k, h = keys.integer("num_attention_heads"), keys["num_key_value_heads"], head_dim(keys)
+    if "qkv_bias" not in fields:
+        fields["qkv_bias"] = bool(keys["attention_bias"])
+    if "rope" not in fields:
+        fields["rope"] = read_rope(keys, h)
     return Attention(
         heads=n,
         kv_heads=n if k is None else keys.integer("num_key_value_heads"),
         head_dim=h,
-        rope=read_rope(keys, h),
-        qkv_bias=bool(keys["attention_bias"]),
         o_bias=bool(o_bias),
         **fields,
     )
+
+
+def layer_windows(keys: Keys, default: Sequence[str], on: bool = True) -> list[int | None]:
+    """Each layer's window: sliding_window for layers of sliding_attention, None for others.
+
+    Args:
+        keys: the config.
+        default: kinds, full_attention or sliding_attention, of a config without layer_types.
+        on: whether windows are in use at all.
+
+    Raises:
+        ValueError: layer_types is not one of these per layer, or there is no window to have.
+    """
+    kinds, layers, window = (
+        keys[k] for k in ("layer_types", "num_hidden_layers", "sliding_window")
+    )
+    kinds = default if kinds is None else kinds
+    if len(kinds) != layers:
+        raise keys.error("layer_types", f"it must name all {layers} layers")
+    if not set(kinds) <= {"full_attention", "sliding_attention"}:
+        raise keys.error("layer_types", "known are full_attention and sliding_attention")
+    if "sliding_attention" in kinds and not (on and window):
+        raise keys.error("layer_types", "sliding layers need a sliding_window that is in use")
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def every(period: int, keys: Keys) -> list[str]:
+    """Kinds of layers of which each `period`-th sees all and the others a window."""
+    layers = range(1, keys.integer("num_hidden_layers") + 1)
+    return ["sliding_attention" if i % period else "full_attention" for i in layers]
+
+
+def read_ropes(keys: Keys, local_theta: str, wide: bool = False) -> tuple[Rope, Rope]:
+    """The rotations of layers that see all and of layers with a window.
+
+    Old keys: `rope_theta` and `rope_scaling` are those of the former, and the key that
+    `local_theta` names is the latter's theta. New: rope_parameters by layer type.
+
+    Raises:
+        ValueError: rope_parameters lacks a layer type, or rope_scaling stands beside it.
+    """
+    kinds = {"full_attention": "rope_theta", "sliding_attention": local_theta}
+    new, dim = keys["rope_parameters"], head_dim(keys)
+    if not new:
+        return read_rope(keys, dim, wide=wide), Rope(dim, float(keys[local_theta]), wide=wide)
+    if new.keys() != kinds.keys():
+        raise keys.error(
+            "rope_parameters", f"it must hold one rotation each for {' and '.join(kinds)}"
+        )
+    if keys["rope_scaling"]:
+        raise keys.error("rope_scaling", "rope_parameters says it by layer type; keep one")
+    full, local = (
+        read_rope(keys, dim, wide=wide, layer_type=kind, theta_key=theta)
+        for kind, theta in kinds.items()
+    )
+    return full, local
+
+
+def write_ropes(cfg: Config, local_theta: str) -> dict:
+    """The old config keys of `read_ropes`."""
+    found = {layer.mixer.window is None: layer.mixer.rope for layer in cfg.layers}
+    keys = write_rope(found[True]) if True in found else {}
+    return keys | ({local_theta: found[False].theta} if False in found else {})
 
 
 def common(cfg: Config) -> dict:
@@ -113,12 +196,19 @@ def common(cfg: Config) -> dict:
     }
 
 
-def heads(a: Attention) -> dict:
-    """The config keys of `attention`."""
+def heads(a: Attention, bias: str = "attention_bias") -> dict:
+    """The config keys of `attention`; `bias` is the family's key for that of q, k and v."""
     return {
         "num_attention_heads": a.heads,
         "num_key_value_heads": a.kv_heads,
         "head_dim": a.head_dim,
-        "attention_bias": a.qkv_bias,
+        bias: a.qkv_bias,
         **write_rope(a.rope),
     }
+
+
+def windows(cfg: Config) -> dict:
+    """The config keys of `layer_windows`."""
+    found = [la.mixer.window for la in cfg.layers]
+    kinds = ["full_attention" if w is None else "sliding_attention" for w in found]
+    return {"sliding_window": next(filter(None, found), None), "layer_types": kinds}
