@@ -28,5 +28,5 @@ def test_config_round_trip(name):
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="no preset 'gpt-9'; known are .*llama-2-7b"):
+    with pytest.raises(ValueError, match=r"no preset 'gpt-9'; known are .*llama-2-7b"):
         models.config("gpt-9")
