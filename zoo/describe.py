@@ -5,6 +5,7 @@ Nothing is allocated: a 671-billion-parameter model is described in a second.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from zoo.decoder import Decoder
 
 
 class Size(NamedTuple):
-    """Counts of one model.
+    """Counts of one model, without its layers of multi-token prediction.
 
     `parameters` in all; `active` of them work on a token: all but the experts it is not sent to,
     and of the embedding table, unless it is the head too, nothing but a row; `cache_bytes` per
@@ -40,7 +41,7 @@ def shapes(cfg: Config, param_dtype: jnp.dtype = jnp.float32) -> dict:
 
 def size(cfg: Config) -> Size:
     """Parameters, active parameters and cache bytes per token."""
-    params = shapes(cfg)["params"]
+    params = shapes(dataclasses.replace(cfg, mtp=()))["params"]
     total = _count(params)
     idle = 0 if cfg.tie_embeddings else _count(params["embed"])
     for i, stack in enumerate(cfg.stacks):

@@ -52,6 +52,13 @@ def save(model: torch.nn.Module, folder: Path, **kwargs) -> Path:
     return folder
 
 
+def save_as(model: torch.nn.Module, folder: Path, dtype: str = "float32", **kwargs) -> Path:
+    """Saves a copy of the model in another type, as a fresh process would that had loaded it."""
+    first = save(model, folder.with_name(folder.name + "-float32"))
+    kind = getattr(torch, dtype)
+    return save(type(model).from_pretrained(first, dtype=kind), folder, **kwargs)
+
+
 def tokens(model: torch.nn.Module, batch: int, length: int, seed: int = 1) -> np.ndarray:
     """Random ids, i64[B, T]."""
     vocab_size = model.config.get_text_config().vocab_size

@@ -1,4 +1,7 @@
-"""Live comparison with transformers, shape by shape: logits, caches, padding, gradients, text."""
+"""Live comparison with transformers, shape by shape: logits, caches, gradients, text, files.
+
+Each test notes its figures for `docs/families.md` (`tests.parity.ledger`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import pytest
 
 import zoo
 from tests.hf.cases import CASES
+from tests.parity import ledger
 from zoo import cache
 from zoo.hf.load import flatten, load
 from zoo.hf.save import save_hf
@@ -29,24 +33,33 @@ def pair(request, tmp_path_factory):
     return model, apply, ckpt, reference.tokens(model, 2, LENGTH)
 
 
+@pytest.fixture
+def note(request, pair):
+    """Notes figures of this case."""
+    case, ckpt = request.node.callspec.params["pair"], pair[2]
+    family = ckpt.source.config["model_type"]
+    return lambda **figures: ledger.note(case, family, **figures)
+
+
 def logits(apply, params, ids, mask=None):
     """Ours; one compiled program serves padded and plain batches of a shape."""
     mask = np.ones(ids.shape, np.int32) if mask is None else mask.astype(np.int32)
     return np.asarray(apply(params, jnp.asarray(ids), segment_ids=mask).logits)
 
 
-def close(found, wanted, bound=1e-5):
-    """Equal within `bound` of the scale of `wanted`."""
+def close(found, wanted, bound=1e-5) -> float:
+    """The largest difference over the scale of `wanted`, which is at most `bound`."""
     error = np.abs(np.asarray(found) - wanted).max() / np.abs(wanted).max()
     assert error <= bound, f"off by {error:.2e} of the scale, {bound:.0e} allowed"
+    return float(error)
 
 
-def test_logits(pair):
+def test_logits(pair, note):
     model, apply, ckpt, ids = pair
-    close(logits(apply, ckpt.params, ids), reference.logits(model, ids))
+    note(logits=close(logits(apply, ckpt.params, ids), reference.logits(model, ids)))
 
 
-def test_cached_logits(pair):
+def test_cached_logits(pair, note):
     """In pieces of `PIECE` tokens; that one token at a time is the same, greedy text shows."""
     model, apply, ckpt, ids = pair
     state, found = cache.init(ckpt.config, 2, LENGTH, jnp.float32), []
@@ -55,21 +68,21 @@ def test_cached_logits(pair):
         state, _ = out.cache, found.append(out.logits)
     found = np.concatenate(found, 1)
     close(found, reference.logits(model, ids))
-    close(found, reference.cached_logits(model, ids, PIECE))
+    note(cached=close(found, reference.cached_logits(model, ids, PIECE)))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padded_batch(pair, side):
+def test_padded_batch(pair, side, note):
     model, apply, ckpt, ids = pair
     slots = np.arange(LENGTH)[None]
     real = np.asarray([[LENGTH], [LENGTH - 7]])
     mask = slots >= LENGTH - real if side == "left" else slots < real
     found = logits(apply, ckpt.params, ids, mask)
     wanted = reference.logits(model, ids, mask.astype(np.int64))
-    close(found[mask], wanted[mask])
+    note(padded=close(found[mask], wanted[mask]))
 
 
-def test_gradients(pair, tmp_path):
+def test_gradients(pair, tmp_path, note):
     model, apply, ckpt, ids = pair
     wanted_loss = reference.loss_and_gradients(model, ids, tmp_path / "gradients")
     wanted = flatten(load(tmp_path / "gradients").params)
@@ -81,6 +94,7 @@ def test_gradients(pair, tmp_path):
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(ckpt.params)
     assert abs(float(value) - wanted_loss) <= 1e-5 * wanted_loss
+    worst = 0.0
     for path, gradient in flatten(gradients).items():
         if path.endswith("moe/bias/b"):
             assert not np.any(gradient), path  # moved by a rule, not by gradients
@@ -89,9 +103,11 @@ def test_gradients(pair, tmp_path):
         assert scale > 0, f"{path} gets no gradient: the case does not test it"
         error = np.abs(np.asarray(gradient) - np.asarray(wanted[path])).max() / scale
         assert error <= 1e-4, f"{path} is off by {error:.1e}"
+        worst = max(worst, float(error))
+    note(gradients=worst)
 
 
-def test_greedy_text(pair):
+def test_greedy_text(pair, note):
     model, _, ckpt, ids = pair
     prompts = [ids[0, :5].tolist(), ids[1, :9].tolist()]
     found = zoo.generate(
@@ -99,9 +115,24 @@ def test_greedy_text(pair):
     )
     for ours, prompt in zip(found, prompts, strict=True):
         assert list(map(int, ours)) == reference.greedy(model, prompt)
+    note(greedy=True)
 
 
-def test_fresh_export_loads_in_transformers(pair, tmp_path):
+@pytest.mark.parametrize("kind", [{}, {"dtype": "bfloat16", "max_shard_size": "20KB"}])
+def test_round_trip(pair, kind, tmp_path, note):
+    """What transformers writes, in one file and in shards, goes back byte for byte."""
+    model = pair[0]
+    first = reference.save_as(model, tmp_path / "first", **kind)
+    found = load(first)
+    save_hf(tmp_path / "again", found.config, found.params, source=found.source)
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+    note(round_trip=True)
+
+
+def test_fresh_export_loads_in_transformers(pair, tmp_path, note):
     """A model of ours, with a config of our own writing, says the same in transformers."""
     import torch
     import transformers
@@ -118,4 +149,4 @@ def test_fresh_export_loads_in_transformers(pair, tmp_path):
     )
     problems = {k: v for k, v in info.items() if v}
     assert not problems
-    close(logits(apply, params, ids), reference.logits(again.eval(), ids))
+    note(fresh=close(logits(apply, params, ids), reference.logits(again.eval(), ids)))

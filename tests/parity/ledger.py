@@ -1,0 +1,121 @@
+"""The ledger of families: what the live comparison measured, as a page of the docs.
+
+    ZOO_LEDGER=DIR python -m pytest tests/parity/test_parity.py
+    python -m tests.parity.ledger DIR
+
+The tests append their figures to files in DIR; the second command writes `docs/families.md` from
+them, and from the shapes of the presets. Figures are the worst over a family's cases.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import zoo
+from tests.hf.cases import PUBLISHED
+from zoo import models
+from zoo.describe import human, size
+
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+PACKAGES = ("jax", "flax", "torch", "transformers")
+ERRORS = ("logits", "cached", "padded", "gradients", "fresh")
+INTRODUCTION = """# Families, measured
+
+Written by `python -m tests.parity.ledger` from a run of the live parity tests: every family against
+transformers' own classes, with random weights, in float32 and with eager attention, on tiny shapes
+(`tests/hf/cases`). Differences are relative to the largest magnitude, the worst over a family's
+cases:
+
+- **logits** of a plain call, **cached** in pieces of eight tokens, **padded** on either side; at
+  most 1e-5 is allowed;
+- **gradients** of the loss, the worst of all parameters; at most 1e-4;
+- **fresh**: logits of a folder that zoo wrote from its own config, read by transformers;
+- **greedy**: 64 tokens of two prompts, token for token;
+- **round trip**: files that transformers wrote, in one file and in shards, float32 and bfloat16,
+  byte for byte.
+"""
+PRESETS = """## Presets
+
+Parameters without layers of multi-token prediction; the cache is in bfloat16.
+"""
+
+
+def note(case: str, family: str, **figures: float | bool) -> None:
+    """Appends a case's figures to this process's file in the folder `ZOO_LEDGER`, if set."""
+    if folder := os.environ.get("ZOO_LEDGER"):
+        path = Path(folder) / f"{os.getpid()}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as file:
+            file.write(json.dumps({"case": case, "family": family, **figures}) + "\n")
+
+
+def main(folder: str) -> None:
+    rows = [
+        json.loads(line)
+        for path in sorted(Path(folder).glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    if not rows:
+        raise SystemExit(
+            f"{folder} holds no figures: run the parity tests with ZOO_LEDGER={folder}"
+        )
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    parts = (
+        INTRODUCTION,
+        f"Measured with Python {platform.python_version()}, {versions}, on CPU.\n",
+        _families(rows),
+        PRESETS,
+        _presets(),
+    )
+    PAGE.write_text("\n".join(parts))
+    print(PAGE)
+
+
+def _families(rows: list[dict]) -> str:
+    found, cases = defaultdict(lambda: defaultdict(list)), defaultdict(set)
+    for row in rows:
+        cases[row["family"]].add(row["case"])
+        for name, value in row.items():
+            found[row["family"]][name].append(value)
+    lines = [_line("family", "cases", *ERRORS, "greedy", "round trip"), _rule(9)]
+    for family in sorted(found):
+        figures = found[family]
+        errors = [f"{max(figures[name]):.0e}" if figures[name] else "" for name in ERRORS]
+        flags = [_flag(figures[name]) for name in ("greedy", "round_trip")]
+        lines.append(_line(f"`{family}`", len(cases[family]), *errors, *flags))
+    return "\n".join(lines) + "\n"
+
+
+def _presets() -> str:
+    titles = ("preset", "family", "parameters", "active", "published", "cache bytes/token")
+    lines = [_line(*titles, "max tokens"), _rule(7)]
+    for name in zoo.presets():
+        cfg = models.config(name)
+        counted, (total, active) = size(cfg), PUBLISHED.get(name, (None, None))
+        published = "" if total is None else f"{total:g}B" + (f" ({active:g}B)" if active else "")
+        counts = human(counted.parameters), human(counted.active)
+        sizes = f"{counted.cache_bytes:,}", f"{cfg.max_length:,}"
+        lines.append(_line(name, f"`{cfg.family}`", *counts, published, *sizes))
+    return "\n".join(lines) + "\n"
+
+
+def _flag(values: list[bool]) -> str:
+    return ("yes" if all(values) else "**no**") if values else ""
+
+
+def _line(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _rule(columns: int) -> str:
+    return "|" + "---|" * columns
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
