@@ -12,6 +12,7 @@ from zoo.config import (
     Attention,
     ClampedSwiGLU,
     Config,
+    GatedDelta,
     Layer,
     LayerNorm,
     Llama3Scaling,
@@ -32,6 +33,10 @@ _YARN = Rope(8, interleaved=True, scaling=YarnScaling(40.0, 16, mscale=1.0, msca
 _GQA = Attention(6, 2, 16, _LLAMA3)
 _QWEN = Attention(4, 2, 16, Rope(16), window=5, qk_norm=Norm(1e-5), qkv_bias=True, o_bias=True)
 _MLA = MLA(4, 20, 24, 12, 8, 10, _YARN, scale=0.3)
+_GDN = GatedDelta(2, 6, 8, 10, 4)
+_KDA = GatedDelta(
+    3, 3, 12, 12, 3, norm=Norm(wide=True), gate_act="sigmoid", decay_rank=7, gate_rank=5
+)
 _SOFTMAX = MoE(8, 3, 28)
 _SIGMOID = MoE(
     8, 2, 28, score="sigmoid", scale=2.5, select_bias=True, groups=4, top_groups=2,
@@ -77,6 +82,9 @@ CONFIGS = {
         VOCAB, DIM, (Stack(1, (Layer(_MLA, MLP(80)),)), Stack(2, (Layer(_MLA, _SIGMOID),)))
     ),
     "features": _FEATURES,
+    "delta": Config(
+        VOCAB, DIM, (Stack(2, (Layer(_GDN, MLP(80)), Layer(_KDA, MLP(80)), Layer(_GQA, MLP(80)))),)
+    ),
 }
 
 
@@ -84,6 +92,8 @@ _SPREAD = {
     "w": (0.0, 0.15),
     "b": (0.0, 0.1),
     "sinks": (0.0, 1.0),
+    "a_log": (0.0, 1.0),
+    "dt_bias": (0.0, 1.0),
     "scale": (1.0, 0.1),
     "table": (0.0, 0.3),
 }

@@ -5,7 +5,7 @@ import pytest
 
 from tests.examples import CONFIGS
 from zoo import cache
-from zoo.config import MLA, MLP, Attention, Config, Layer, MoE, Rope, Stack
+from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, MoE, Rope, Stack
 
 
 def test_latent_attention_caches_576_values_per_layer_of_deepseek_v3():
@@ -23,6 +23,16 @@ def test_grouped_query_attention_caches_kv_heads_only():
     assert cache.bytes_per_token(cfg, jnp.bfloat16) == 32 * 2 * 8 * 128 * 2
 
 
+def test_recurrences_keep_a_state_of_one_size():
+    """Qwen3-Next: 36 of 48 layers hold 32 states of 128 x 128 in float32, and 3 inputs of the
+    convolution's 2 * 16 * 128 + 32 * 128 channels in bfloat16; 12 attend with 2 heads of 256."""
+    delta = Layer(GatedDelta(16, 32, 128, 128), MLP(512))
+    full = Layer(Attention(16, 2, 256, Rope(64)), MLP(512))
+    cfg = Config(151936, 2048, (Stack(12, (delta, delta, delta, full)),))
+    assert cache.state_bytes(cfg, jnp.bfloat16) == 36 * (32 * 128 * 128 * 4 + 3 * 8192 * 2)
+    assert cache.bytes_per_token(cfg, jnp.bfloat16) == 12 * 2 * 2 * 256 * 2
+
+
 @pytest.mark.parametrize("heads", [(), (4,)])
 def test_write_puts_rows_at_their_own_offsets(rng, heads):
     buffer = jnp.zeros((2, *heads, 6, 3))
@@ -38,3 +48,8 @@ def test_grow_keeps_tokens_and_adds_room():
     assert grown.stacks["stack_1"]["layer_0"].c.shape == (2, 2, 8, 32)
     state = cache.init(CONFIGS["dense"], 2, 5, jnp.float32)
     assert cache.grow(state, 3).stacks["stack_0"]["layer_0"].k.shape == (3, 2, 2, 8, 16)
+    state = cache.init(CONFIGS["delta"], 2, 5, jnp.float32)
+    grown = cache.grow(state, 3).stacks["stack_0"]
+    assert grown["layer_0"].conv.shape == (2, 2, 3, 92)
+    assert grown["layer_0"].state.shape == (2, 2, 2, 3, 8, 10)
+    assert grown["layer_2"].k.shape == (2, 2, 2, 8, 16)

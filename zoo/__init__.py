@@ -20,6 +20,7 @@ from zoo.config import (
     MLP,
     Attention,
     Config,
+    GatedDelta,
     Layer,
     LinearScaling,
     Llama3Scaling,
@@ -51,7 +52,7 @@ _HOME = {
 __all__ = [  # noqa: RUF022 (in reading order)
     "config", "presets", "config_from_hf", "config_to_hf", "Decoder", "Output",
     "load", "save_hf", "verify", "Checkpoint", "generate", "make_mesh",
-    "Config", "Stack", "Layer", "Attention", "MLA", "MLP", "MoE", "Rope", "Norm",
+    "Config", "Stack", "Layer", "Attention", "MLA", "GatedDelta", "MLP", "MoE", "Rope", "Norm",
     "LinearScaling", "Llama3Scaling", "YarnScaling",
 ]  # fmt: skip
 

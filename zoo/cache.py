@@ -1,9 +1,12 @@
 """What a decoder remembers between calls: a pytree that goes in and comes out of `Decoder.apply`.
 
-Axes: L repeats of a stack, B batch, S slots, K kv heads, H head dimension, R latent rank.
+Axes: L repeats of a stack, B batch, S slots, K kv heads, H head dimension, R latent rank; of
+recurrences K key heads, G value heads per key head, H key channels, P value channels, W tokens of
+the convolution.
 
-Row b of every buffer holds `lengths[b]` tokens in its first slots; what lies behind them is not
-read and will be overwritten, so prompts of different lengths are padded on the right.
+Row b of a buffer with slots holds `lengths[b]` tokens in its first; what lies behind them is not
+read and will be overwritten, so prompts of different lengths are padded on the right. A recurrence
+keeps the state after each row's last token instead, whatever the length.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zoo.config import MLA, Attention, Config
+from zoo.config import MLA, Attention, Config, GatedDelta
 
 
 class KV(NamedTuple):
@@ -35,11 +38,22 @@ class Latent(NamedTuple):
     c: jax.Array
 
 
+class Recurrent(NamedTuple):
+    """What the gated delta rule keeps of all tokens before: no slots, the same size at any length.
+
+    `conv` [B, W - 1, channels] are the last inputs of the convolution, the newest last; `state`
+    f32[B, K, G, H, P], float32 whatever the cache's type.
+    """
+
+    conv: jax.Array
+    state: jax.Array
+
+
 class Cache(NamedTuple):
-    """`lengths` i32[B] in tokens, and by stack and layer a `KV` or `Latent`, repeats leading."""
+    """`lengths` i32[B] in tokens, and by stack and layer one of the above, repeats leading."""
 
     lengths: jax.Array
-    stacks: dict[str, dict[str, KV | Latent]]
+    stacks: dict[str, dict[str, KV | Latent | Recurrent]]
 
 
 def init(cfg: Config, batch: int, length: int, dtype: jnp.dtype = jnp.bfloat16) -> Cache:
@@ -56,8 +70,12 @@ def init(cfg: Config, batch: int, length: int, dtype: jnp.dtype = jnp.bfloat16) 
 
 def bytes_per_token(cfg: Config, dtype: jnp.dtype = jnp.bfloat16) -> int:
     """Bytes that one token of one row occupies, over all layers."""
-    shapes = jax.eval_shape(lambda: init(cfg, 1, 1, dtype).stacks)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    return _bytes_per_row(cfg, 1, dtype) - _bytes_per_row(cfg, 0, dtype)
+
+
+def state_bytes(cfg: Config, dtype: jnp.dtype = jnp.bfloat16) -> int:
+    """Bytes that one row occupies whatever its length: the recurrent layers' states."""
+    return _bytes_per_row(cfg, 0, dtype)
 
 
 def write(buffer: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:
@@ -81,13 +99,24 @@ def write(buffer: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:
 def grow(cache: Cache, slots: int) -> Cache:
     """The cache with room for `slots` more tokens in each row."""
 
-    def widen(buffer: jax.Array) -> jax.Array:
-        return jnp.pad(buffer, [(0, 0)] * (buffer.ndim - 2) + [(0, slots), (0, 0)])
+    def widen(held: KV | Latent | Recurrent) -> KV | Latent | Recurrent:
+        if isinstance(held, Recurrent):
+            return held
+        ends = [(0, slots), (0, 0)]
+        return jax.tree.map(lambda b: jnp.pad(b, [(0, 0)] * (b.ndim - 2) + ends), held)
 
-    return Cache(cache.lengths, jax.tree.map(widen, cache.stacks))
+    is_held = lambda x: isinstance(x, KV | Latent | Recurrent)  # noqa: E731
+    return Cache(cache.lengths, jax.tree.map(widen, cache.stacks, is_leaf=is_held))
 
 
-def _buffers(mixer: Attention | MLA, repeats: int, batch: int, length: int, dtype) -> KV | Latent:
+def _bytes_per_row(cfg: Config, length: int, dtype: jnp.dtype) -> int:
+    shapes = jax.eval_shape(lambda: init(cfg, 1, length, dtype).stacks)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def _buffers(
+    mixer: Attention | MLA | GatedDelta, repeats: int, batch: int, length: int, dtype: jnp.dtype
+) -> KV | Latent | Recurrent:
     match mixer:
         case Attention():
             shape = (repeats, batch, mixer.kv_heads, length, mixer.head_dim)
@@ -95,3 +124,8 @@ def _buffers(mixer: Attention | MLA, repeats: int, batch: int, length: int, dtyp
         case MLA():
             width = mixer.kv_rank + mixer.rope_dim
             return Latent(jnp.zeros((repeats, batch, length, width), dtype))
+        case GatedDelta():
+            groups = mixer.v_heads // mixer.k_heads
+            state = (repeats, batch, mixer.k_heads, groups, mixer.k_dim, mixer.v_dim)
+            conv = (repeats, batch, mixer.conv - 1, mixer.channels)
+            return Recurrent(jnp.zeros(conv, dtype), jnp.zeros(state, jnp.float32))

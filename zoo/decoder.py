@@ -19,13 +19,20 @@ import jax.numpy as jnp
 
 from zoo import rope
 from zoo.cache import Cache
-from zoo.config import MLA, MLP, Config, Layer, Stack
+from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, Stack
+from zoo.delta import GatedDeltaNet
 from zoo.gqa import GroupedQueryAttention
 from zoo.layers import Embed, GatedMLP, Linear, Normalize, precision
 from zoo.mla import LatentAttention
 from zoo.moe import MixtureOfExperts, MoEStats
 
 ACTIVATION_AXES = ("batch", "length", "act_embed")
+MIXERS: dict[type, tuple[type[nn.Module], str]] = {
+    Attention: (GroupedQueryAttention, "attn"),
+    MLA: (LatentAttention, "attn"),
+    GatedDelta: (GatedDeltaNet, "delta"),
+}
+"""What computes each kind of mixer, and what its parameters are called."""
 
 
 class Output(NamedTuple):
@@ -64,10 +71,10 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, cache: Any, context: Context):
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         mixer, ffn, dim = self.layer.mixer, self.layer.ffn, self.cfg.embed_dim
-        attention = LatentAttention if isinstance(mixer, MLA) else GroupedQueryAttention
+        module, name = MIXERS[type(mixer)]
         turn = None if mixer.rope is None else context.turns[self.cfg.ropes.index(mixer.rope)]
         with jax.named_scope("attention"):
-            y, cache = attention(mixer, dim, **types, name="attn")(
+            y, cache = module(mixer, dim, **types, name=name)(
                 self._normalized("attn_norm", x), turn,
                 positions=context.positions, cache=cache,
                 offset=context.offset, segment_ids=context.segment_ids,

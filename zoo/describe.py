@@ -24,12 +24,13 @@ class Size(NamedTuple):
 
     `parameters` in all; `active` of them work on a token: all but the experts it is not sent to,
     and of the embedding table, unless it is the head too, nothing but a row; `cache_bytes` per
-    token in bfloat16.
+    token in bfloat16, and `state_bytes` per row whatever its length.
     """
 
     parameters: int
     active: int
     cache_bytes: int
+    state_bytes: int
 
 
 def shapes(cfg: Config, param_dtype: jnp.dtype = jnp.float32) -> dict:
@@ -40,7 +41,7 @@ def shapes(cfg: Config, param_dtype: jnp.dtype = jnp.float32) -> dict:
 
 
 def size(cfg: Config) -> Size:
-    """Parameters, active parameters and cache bytes per token."""
+    """Parameters, active parameters, cache bytes per token and state bytes per row."""
     params = shapes(dataclasses.replace(cfg, mtp=()))["params"]
     total = _count(params)
     idle = 0 if cfg.tie_embeddings else _count(params["embed"])
@@ -50,15 +51,16 @@ def size(cfg: Config) -> Size:
                 moe = params[f"stack_{i}"][f"layer_{j}"]["moe"]
                 routed = _count([moe[name] for name in ("gate", "up", "down")])
                 idle += routed // layer.ffn.experts * (layer.ffn.experts - layer.ffn.top_k)
-    return Size(total, total - idle, cache.bytes_per_token(cfg))
+    return Size(total, total - idle, cache.bytes_per_token(cfg), cache.state_bytes(cfg))
 
 
 def tree(cfg: Config, title: str) -> Tree:
     """A readable tree of shapes and counts, for `rich.print`."""
     found = size(cfg)
+    state = f" and {found.state_bytes:,} bytes per row" if found.state_bytes else ""
     root = Tree(
         f"[bold]{title}[/bold]  {human(found.parameters)} parameters, {human(found.active)} active "
-        f"per token, cache {found.cache_bytes:,} bytes per token (bf16), "
+        f"per token, cache {found.cache_bytes:,} bytes per token{state} (bf16), "
         f"up to {cfg.max_length:,} tokens"
     )
     _grow(root, shapes(cfg)["params"], cfg)
@@ -90,7 +92,18 @@ def _grow(branch: Tree, params: dict, cfg: Config) -> None:
 
 
 def _reading_order(name: str) -> tuple[int, str]:
-    order = ("embed", "stack", "layer", "attn_norm", "attn", "ffn_norm", "mlp", "moe", "final_norm")
+    order = (
+        "embed",
+        "stack",
+        "layer",
+        "attn_norm",
+        "attn",
+        "delta",
+        "ffn_norm",
+        "mlp",
+        "moe",
+        "final_norm",
+    )
     rank = next((i for i, part in enumerate(order) if name.startswith(part)), len(order))
     return rank, f"{int(name.split('_')[1]):06d}" if rank in (1, 2) else name
 

@@ -4,6 +4,7 @@ import pytest
 
 import zoo
 from tests.training.conftest import config, moe
+from zoo.hf.layout import count
 from zoo.training.throughput import flops_per_token, peak_flops
 
 
@@ -23,6 +24,14 @@ def test_experts_that_are_not_chosen_are_free():
     large = config(zoo.MLP(32), wide)
     routers = 2 * (16 * 60 - 4)
     assert flops_per_token(large, 64) - flops_per_token(small, 64) == 6 * routers
+
+
+def test_a_recurrence_costs_the_same_at_any_length():
+    """3 products of a state of 8 x 10 per value head and token, and each weight once."""
+    mixer = zoo.GatedDelta(2, 6, 8, 10)
+    cfg = zoo.Config(97, 16, (zoo.Stack(2, (zoo.Layer(mixer, zoo.MLP(32)),)),), tie_embeddings=True)
+    weights, states = count(cfg), 2 * 3 * 6 * 8 * 10
+    assert flops_per_token(cfg, 64) == flops_per_token(cfg, 4096) == 6 * (weights + states)
 
 
 @pytest.mark.parametrize(

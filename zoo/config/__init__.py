@@ -1,7 +1,8 @@
 """What a decoder is: nested frozen dataclasses, each with exactly one implementation.
 
 A model is a value. `Config` holds stacks, a stack repeats a short pattern of layers, and a layer is
-a mixer (attention) and a feed-forward network. `None` means absent. Nothing here names a model.
+a mixer (attention or a recurrence) and a feed-forward network. `None` means absent. Nothing here
+names a model.
 
     DeepSeek-V3 = Config(stacks=(Stack(3, (dense,)), Stack(58, (moe,))), ...)
 
@@ -21,6 +22,7 @@ from zoo.config.layers import (
     Activation,
     Attention,
     ClampedSwiGLU,
+    GatedDelta,
     GroupScore,
     LayerNorm,
     MoE,
@@ -39,7 +41,7 @@ from zoo.config.positions import (
 
 __all__ = [  # noqa: RUF022 (in reading order)
     "Config", "Stack", "Layer", "stack_layers",
-    "Attention", "MLA", "MLP", "MoE", "Norm", "LayerNorm", "ClampedSwiGLU",
+    "Attention", "MLA", "GatedDelta", "MLP", "MoE", "Norm", "LayerNorm", "ClampedSwiGLU",
     "Rope", "Scaling", "LinearScaling", "Llama3Scaling", "YarnScaling", "LongRope", "Temperature",
     "Activation", "Score", "GroupScore", "Placement",
 ]  # fmt: skip
@@ -59,7 +61,7 @@ class Layer:
     multiplies what a part adds (Granite).
     """
 
-    mixer: Attention | MLA
+    mixer: Attention | MLA | GatedDelta
     ffn: MLP | MoE
     norm: Norm | LayerNorm = Norm()
     placement: Placement = "pre"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from zoo.config.checks import one_of, positive
 from zoo.config.positions import Rope, Temperature
@@ -11,6 +11,7 @@ from zoo.config.positions import Rope, Temperature
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Score = Literal["softmax", "sigmoid", "sparsemixer"]
 GroupScore = Literal["top2", "max"]
+GateActivation = Literal["silu", "sigmoid"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,56 @@ class MLA:
         positive(self, "heads", "q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "scale")
         if self.rope is not None and self.rope.dim != self.rope_dim:
             raise ValueError(f"MLA.rope.dim={self.rope.dim} must equal rope_dim={self.rope_dim}")
+
+
+@dataclass(frozen=True)
+class GatedDelta:
+    """Gated DeltaNet (arXiv:2412.06464), and Kimi Delta Attention (arXiv:2510.26692 section 3).
+
+    A state [k_dim, v_dim] per value head stands for all that came before. A token lets it decay,
+    then replaces a part of what it holds for the token's key by the token's value. Positions follow
+    from the order alone.
+
+    Attributes:
+        k_heads: heads of queries and keys; each serves v_heads / k_heads heads of values.
+        conv: tokens that the causal convolution of queries, keys and values spans, the token
+            itself included; `act` follows it.
+        norm: of each head of the output, which the activated gate multiplies then.
+        decay_rank: None decays a value head as a whole; a rank, every channel of its keys by
+            itself, by a projection through so many (KDA).
+        gate_rank: None projects the gate from x directly; a rank, through so many (KDA).
+    """
+
+    k_heads: int
+    v_heads: int
+    k_dim: int
+    v_dim: int
+    conv: int = 4
+    act: Activation = "silu"
+    norm: Norm = Norm()
+    gate_act: GateActivation = "silu"
+    decay_rank: int | None = None
+    gate_rank: int | None = None
+    rope: ClassVar[None] = None
+
+    def __post_init__(self):
+        positive(self, "k_heads", "v_heads", "k_dim", "v_dim", "decay_rank", "gate_rank")
+        one_of(self, "act", get_args(Activation))
+        one_of(self, "gate_act", get_args(GateActivation))
+        if self.v_heads % self.k_heads:
+            raise ValueError(
+                f"GatedDelta.k_heads={self.k_heads} must divide v_heads={self.v_heads}: every key "
+                "head serves the same number of value heads"
+            )
+        if self.conv < 2:
+            raise ValueError(
+                f"GatedDelta.conv={self.conv} must be at least 2: the token and the one before"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: all queries, keys and values of a token."""
+        return 2 * self.k_heads * self.k_dim + self.v_heads * self.v_dim
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from zoo.config import MLA, MLP, Attention, Config, Layer, LayerNorm, MoE, Norm
+from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, LayerNorm, MoE, Norm
 
 Shape = tuple[int, ...]
 
@@ -48,9 +48,7 @@ def count(cfg: Config, active: bool = False) -> int:
 
 def layer_shapes(layer: Layer, d: int) -> dict[str, Shape]:
     """One layer's parameters without the leading axis of its stack."""
-    mixer = (
-        _attention(layer.mixer, d) if isinstance(layer.mixer, Attention) else _mla(layer.mixer, d)
-    )
+    mixer = _MIXERS[type(layer.mixer)](layer.mixer, d)
     ffn = _mlp(layer.ffn, d, "mlp") if isinstance(layer.ffn, MLP) else _moe(layer.ffn, d)
     norms = {}
     for name in layer.norms:
@@ -117,6 +115,28 @@ def _mla(a: MLA, d: int) -> dict[str, Shape]:
             found["attn/q_down/b"] = (a.q_rank,)
         found |= {"attn/kv_down/b": (r,), "attn/k_rope/b": (a.rope_dim,), "attn/o/b": (d,)}
     return found
+
+
+def _delta(a: GatedDelta, d: int) -> dict[str, Shape]:
+    heads = (a.k_heads, a.v_heads // a.k_heads)
+    key, value = (a.k_heads, a.k_dim), (*heads, a.v_dim)
+    found: dict[str, Shape] = {}
+    for name, sizes in (("q", key), ("k", key), ("v", value)):
+        found |= {f"delta/{name}/w": (d, *sizes), f"delta/{name}_conv/w": (a.conv, *sizes)}
+    decays = heads if a.decay_rank is None else (*heads, a.k_dim)
+    found |= {"delta/beta/w": (d, *heads), "delta/a_log": heads, "delta/dt_bias": decays}
+    found |= _through(a.decay_rank, "decay", d, decays) | _through(a.gate_rank, "gate", d, value)
+    return found | _norm(a.norm, "delta/norm", a.v_dim) | {"delta/o/w": (*value, d)}
+
+
+def _through(rank: int | None, name: str, d: int, sizes: Shape) -> dict[str, Shape]:
+    """A projection to `sizes`, directly or through a low rank."""
+    if rank is None:
+        return {f"delta/{name}/w": (d, *sizes)}
+    return {f"delta/{name}_down/w": (d, rank), f"delta/{name}_up/w": (rank, *sizes)}
+
+
+_MIXERS = {Attention: _attention, MLA: _mla, GatedDelta: _delta}
 
 
 def _mlp(m: MLP, d: int, prefix: str) -> dict[str, Shape]:

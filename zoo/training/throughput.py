@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import jax
 
-from zoo.config import MLA, Attention, Config
+from zoo.config import MLA, Attention, Config, GatedDelta
 from zoo.describe import size
 
 # Dense bfloat16 (float16 where there is no bfloat16), in FLOP/s per JAX device, from the makers'
@@ -76,26 +76,27 @@ def peak_flops(device: jax.Device) -> float | None:
 
 
 def flops_per_token(config: Config, length: int) -> float:
-    """Operations that training on one token needs: 6 per active weight, and attention's products.
+    """Operations that training on one token needs: 6 per active weight, and mixers' products.
 
     As in PaLM (arXiv:2204.02311 appendix B), attention counts all of the window, and neither
-    recomputation nor the embedding look-up counts.
+    recomputation nor the embedding look-up counts. A recurrence counts three products with its
+    state: what a key finds there, the correction written, what a query reads.
 
     Args:
         config: the model.
         length: of a window, in tokens.
     """
-    pairs = sum(_score_width(la.mixer) * _span(la.mixer, length) for la in config.layers)
-    return 6.0 * (size(config).active + pairs)
+    products = sum(_products(la.mixer, length) for la in config.layers)
+    return 6.0 * (size(config).active + products)
 
 
-def _score_width(mixer: Attention | MLA) -> int:
-    """Multiplications per pair of query and key: scores, then values."""
-    if isinstance(mixer, MLA):
-        return mixer.heads * (mixer.nope_dim + mixer.rope_dim + mixer.v_dim)
-    return mixer.heads * mixer.head_dim * 2
-
-
-def _span(mixer: Attention | MLA, length: int) -> int:
-    window = getattr(mixer, "window", None)
-    return length if window is None else min(window, length)
+def _products(mixer: Attention | MLA | GatedDelta, length: int) -> int:
+    """Multiplications per token that no weight takes part in."""
+    match mixer:
+        case GatedDelta():
+            return 3 * mixer.v_heads * mixer.k_dim * mixer.v_dim
+        case MLA():
+            return length * mixer.heads * (mixer.nope_dim + mixer.rope_dim + mixer.v_dim)
+        case Attention():
+            window = length if mixer.window is None else min(mixer.window, length)
+            return window * mixer.heads * mixer.head_dim * 2
