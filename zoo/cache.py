@@ -105,8 +105,22 @@ def grow(cache: Cache, slots: int) -> Cache:
         ends = [(0, slots), (0, 0)]
         return jax.tree.map(lambda b: jnp.pad(b, [(0, 0)] * (b.ndim - 2) + ends), held)
 
-    is_held = lambda x: isinstance(x, KV | Latent | Recurrent)  # noqa: E731
-    return Cache(cache.lengths, jax.tree.map(widen, cache.stacks, is_leaf=is_held))
+    return Cache(cache.lengths, jax.tree.map(widen, cache.stacks, is_leaf=_is_held))
+
+
+def slots(cache: Cache) -> int | None:
+    """Tokens that a row has room for; None where that is any number, all layers being recurrent."""
+    held = jax.tree.leaves(cache.stacks, is_leaf=_is_held)
+    return next((h[0].shape[-2] for h in held if not isinstance(h, Recurrent)), None)
+
+
+def rewinds(cfg: Config) -> bool:
+    """Whether a cache can go back to fewer tokens: recurrences keep no earlier state."""
+    return not any(isinstance(la.mixer, GatedDelta) for stack in cfg.stacks for la in stack.layers)
+
+
+def _is_held(x: object) -> bool:
+    return isinstance(x, KV | Latent | Recurrent)
 
 
 def _bytes_per_row(cfg: Config, length: int, dtype: jnp.dtype) -> int:

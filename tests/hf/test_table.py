@@ -12,7 +12,19 @@ from tests import examples
 from zoo import models
 from zoo.hf.layout import count, shapes
 from zoo.hf.load import flatten
-from zoo.hf.table import Flat, Interleave, Linear, Row, Same, Shaped, Split, expand
+from zoo.hf.table import (
+    Depthwise,
+    Flat,
+    Interleave,
+    Linear,
+    PerHead,
+    Row,
+    Rows,
+    Same,
+    Shaped,
+    Split,
+    expand,
+)
 
 OPS = [
     (Same(), ((3, 5),), (3, 5)),
@@ -27,6 +39,10 @@ OPS = [
     (Split(-1, Linear(lead=1)), ((3, 4, 5), (3, 4, 2)), (3, 7, 4)),
     (Interleave(Same()), ((3, 4, 5), (3, 4, 5)), (3, 4, 10)),
     (Shaped((1, None)), ((5,),), (1, 5)),
+    (Depthwise(), ((4, 3, 5),), (15, 1, 4)),
+    (Rows(Linear()), ((4, 3, 5), (4, 2, 3, 7)), (15 + 42, 4)),
+    (Rows(Depthwise()), ((4, 3, 5), (4, 2, 3, 7)), (15 + 42, 1, 4)),
+    (PerHead(), ((4, 2, 5), (4, 2, 3, 7), (4, 2, 3)), (2 * (5 + 21 + 3), 4)),
 ]
 
 
@@ -52,6 +68,20 @@ def test_split_is_per_head():
     keys, values = Split(-1, Linear()).views(tensor, ((4, 2, 3), (4, 2, 2)))
     assert keys[0, 1, 0] == tensor[5, 0]
     assert values[0, 1, 0] == tensor[8, 0]
+
+
+def test_per_head_has_all_of_a_head_together():
+    tensor = np.arange(2 * (3 + 4) * 5).reshape(14, 5)  # two heads of 3 + 2 * 2, input 5
+    q, v = PerHead().views(tensor, ((5, 2, 3), (5, 2, 2, 2)))
+    assert q[1, 1, 2] == tensor[7 + 2, 1]
+    assert v[1, 1, 1, 0] == tensor[7 + 3 + 2, 1]
+
+
+def test_rows_follow_one_another():
+    tensor = np.arange((6 + 4) * 5).reshape(10, 5)
+    q, v = Rows(Linear()).views(tensor, ((5, 2, 3), (5, 4)))
+    assert q[1, 1, 2] == tensor[5, 1]
+    assert v[1, 3] == tensor[6 + 3, 1]
 
 
 @pytest.mark.parametrize("cfg", list(examples.CONFIGS.values()))

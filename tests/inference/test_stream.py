@@ -29,6 +29,13 @@ def latent():
     return model, random_params(model)
 
 
+@pytest.fixture(scope="module")
+def recurrent():
+    """A state beside the slots, which cannot go back."""
+    model = zoo.Decoder(CONFIGS["delta"])
+    return model, random_params(model)
+
+
 @pytest.fixture(autouse=True)
 def few_slots(monkeypatch):
     """Caches of 64 slots, so that they grow within a test."""
@@ -62,7 +69,7 @@ def test_ends_with_eos(small):
     assert held == free[: free.index(free[2]) + 1]
 
 
-@pytest.mark.parametrize("kind", ["small", "latent"])
+@pytest.mark.parametrize("kind", ["small", "latent", "recurrent"])
 def test_a_conversation_reads_what_is_new(kind, read, request):
     model = request.getfixturevalue(kind)
     session, text = Session(*model), PROMPT
@@ -87,6 +94,14 @@ def test_a_text_that_turns_off_is_read_from_there(small, read):
     assert read[6] == 1  # logits need one token at least
     assert list(session.stream(PROMPT, 6)) == zoo.generate(*small, [PROMPT], 6)[0]
     assert read[12] == len(PROMPT)  # nothing in common: from the beginning
+
+
+def test_a_recurrence_reads_a_text_that_turns_off_again(recurrent, read):
+    session, text = Session(*recurrent), list(range(20))
+    list(session.stream(text, 6))
+    read.clear()
+    assert list(session.stream(text, 6)) == zoo.generate(*recurrent, [text], 6)[0]
+    assert read[0] == len(text)
 
 
 def test_a_text_that_outgrows_longrope_is_read_again(read):

@@ -131,6 +131,55 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Parameters one below the other on disk, each as `inner` has it alone."""
+
+    inner: Op
+
+    def disk(self, shapes):
+        disks = self._disks(shapes)
+        return (sum(d[0] for d in disks), *disks[0][1:])
+
+    def views(self, disk, shapes):
+        ends = itertools.accumulate(d[0] for d in self._disks(shapes))
+        parts = np.split(disk, list(ends)[:-1])
+        pairs = zip(parts, shapes, strict=True)
+        return tuple(self.inner.views(part, (shape,))[0] for part, shape in pairs)
+
+    def _disks(self, shapes):
+        return [self.inner.disk((shape,)) for shape in shapes]
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """Matrices [in, heads, ...] of one number of heads, of which each head has all on disk."""
+
+    def disk(self, shapes):
+        return (shapes[0][1] * sum(self._widths(shapes)), shapes[0][0])
+
+    def views(self, disk, shapes):
+        whole = disk.reshape(shapes[0][1], -1, shapes[0][0]).transpose(2, 0, 1)
+        ends = itertools.accumulate(self._widths(shapes))
+        parts = np.split(whole, list(ends)[:-1], axis=-1)
+        return tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+
+    def _widths(self, shapes):
+        return [math.prod(shape[2:]) for shape in shapes]
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """A kernel [taps, *channels] here, [channels, 1, taps] on disk, as torch's Conv1d has it."""
+
+    def disk(self, shapes):
+        taps, *channels = shapes[0]
+        return (math.prod(channels), 1, taps)
+
+    def views(self, disk, shapes):
+        return Linear().views(disk[:, 0], shapes)
+
+
+@dataclass(frozen=True)
 class Interleave:
     """Parameters of one shape, whose elements take turns along the last axis of `inner`'s."""
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.cache import Cache, grow
+from zoo.cache import Cache, grow, rewinds, slots
 from zoo.config import LongRope
 from zoo.decoder import Decoder
 from zoo.inference import unstack
@@ -127,7 +127,9 @@ class Session:
         for rope in self._model.cfg.ropes:
             if isinstance(rope.scaling, LongRope) and longest > rope.scaling.original_length:
                 return 0  # it turns all keys of a longer text in another way
-        return _shared(self._held.tokens, prompt[:-1])
+        known = _shared(self._held.tokens, prompt[:-1])
+        whole = known == len(self._held.tokens)
+        return known if whole or rewinds(self._model.cfg) else 0
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
@@ -145,14 +147,14 @@ def _read(
 
     Without a cache it begins one of T slots, which lets a prompt attend to itself alone.
     """
-    slots = jnp.arange(piece.shape[1])[None]
+    places = jnp.arange(piece.shape[1])[None]
     cache = unstack.init_cache(model, *piece.shape) if cache is None else cache
     out = model.apply(
         params,
         piece,
-        segment_ids=(slots < length).astype(jnp.int32),
+        segment_ids=(places < length).astype(jnp.int32),
         # Padding repeats the last position: LongRope looks at the furthest.
-        positions=cache.lengths[:, None] + jnp.minimum(slots, length - 1),
+        positions=cache.lengths[:, None] + jnp.minimum(places, length - 1),
         cache=cache,
         method="hidden",
     )
@@ -176,8 +178,10 @@ def _at_least(smallest: int, size: int) -> int:
 
 def _with_room(cache: Cache, length: int) -> Cache:
     """The cache with slots for `length` tokens at least."""
-    slots = jax.tree.leaves(cache.stacks)[0].shape[-2]
-    return cache if length <= slots else _grown(cache, _at_least(SLOTS, length) - slots)
+    room = slots(cache)
+    if room is None or length <= room:
+        return cache
+    return _grown(cache, _at_least(SLOTS, length) - room)
 
 
 _grown = jax.jit(grow, static_argnums=1)
