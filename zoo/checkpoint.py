@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from zoo.config import Config
+from zoo.quantized import is_quantized
 from zoo.training.step import TrainState
 
 RUN_FILE = "run.json"
@@ -222,7 +223,7 @@ def save_run(
         tokenizer: a folder, whose tokenizer files are copied.
 
     Raises:
-        ValueError: the folder has something in it.
+        ValueError: the folder has something in it, or the parameters are quantised.
         SaveError: it could not be written.
     """
     from zoo.models import config_to_hf
@@ -230,6 +231,8 @@ def save_run(
     workdir = Path(workdir)
     if workdir.is_dir() and any(workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty: name a new folder")
+    if is_quantized(params):
+        raise ValueError("a run holds floats, but these params are quantised: load with a dtype")
     checkpoints = Checkpoints(workdir, keep=1)
     checkpoints.save_params(params)
     checkpoints.close()

@@ -10,11 +10,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from zoo.config import MLP, Activation, ClampedSwiGLU, LayerNorm, Norm
+from zoo.quantized import Quantized
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -121,6 +123,16 @@ def _contract(a: jax.Array, b: jax.Array, a_axes: range, b_axes: range) -> jax.A
     return jax.lax.dot_general(a, b, axes, precision=precision(a.dtype))
 
 
+def weight(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> jax.Array:
+    """A parameter of a module; one that is held quantised arrives in the module's `dtype`."""
+    if module.has_variable("params", name):
+        held = module.get_variable("params", name)
+        if isinstance(held, Quantized):
+            chex.assert_shape(held, shape)
+            return held.dequantize(module.dtype)
+    return module.param(name, init, shape, module.param_dtype)
+
+
 class Linear(nn.Module):
     """x @ w (+ b), from the last `len(inputs)` axes of x to `outputs`.
 
@@ -148,9 +160,7 @@ class Linear(nn.Module):
             batch_axis=tuple(range(first)),
         )
         shape = (*self.stacked, *self.inputs, *self.outputs)
-        self.w = self.param(
-            "w", nn.with_logical_partitioning(init, self.axes), shape, self.param_dtype
-        )
+        self.w = weight(self, "w", nn.with_logical_partitioning(init, self.axes), shape)
         if self.bias:
             axes = self.axes[:first] + self.axes[first + inner :]
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes)
@@ -192,7 +202,7 @@ class Embed(nn.Module):
 
     def setup(self):
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
-        self.table = self.param("table", init, (self.vocab_size, self.dim), self.param_dtype)
+        self.table = weight(self, "table", init, (self.vocab_size, self.dim))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """i32[B, T] -> dtype[B, T, D]."""

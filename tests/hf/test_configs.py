@@ -104,7 +104,6 @@ def test_kimi_k2_is_read_as_deepseek_v3():
     [
         ("llama-3.1-8b", {"sliding_window": 4096}, "sliding_window=4096"),
         ("llama-3.1-8b", {"attention_dropout": 0.1}, "attention_dropout=0.1"),
-        ("llama-3.1-8b", {"quantization_config": {"bits": 4}}, "dequantise"),
         ("llama-3.1-8b", {"hidden_act": "mish"}, "hidden_act='mish'.*known are silu"),
         ("llama-3.1-8b", {"hidden_size": "big"}, "hidden_size='big'"),
         ("llama-3.1-8b", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import pytest
 
 from zoo import models
 from zoo.config import MLP, Attention, Config, Layer, Rope, Stack
+from zoo.hf.quantization import read
 from zoo.hf.safetensors import Spec, layout, write
-from zoo.hf.save import _json
+from zoo.hf.source import json_bytes
 from zoo.hf.table import expand
 
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 LOAD = """
 import pathlib, sys
 import jax
@@ -29,25 +32,69 @@ def peak():
 
 pathlib.Path("/proc/self/clear_refs").write_text("5")
 before = peak()
-jax.block_until_ready(load(sys.argv[1]).params)
+jax.block_until_ready(load(sys.argv[1], dtype=sys.argv[2] if sys.argv[2:] else None).params)
 print(peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
-def test_peak_is_the_folder_and_its_largest_tensor(tmp_path):
-    layer = Layer(Attention(8, 8, 64, Rope(64)), MLP(2048))
-    cfg = Config(8000, 512, (Stack(16, (layer,)),))
-    tensors = expand(cfg, models.family(cfg.family).table)
-    kind = np.dtype(ml_dtypes.bfloat16)
-    specs = layout(Spec(name, kind, t.shape) for name, t in tensors.items())
-    write(tmp_path / "model.safetensors", specs, (np.ones(s.shape, kind) for s in specs))
-    (tmp_path / "config.json").write_bytes(_json(models.config_to_hf(cfg)))
-    folder, largest = sum(s.nbytes for s in specs), max(s.nbytes for s in specs)
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc"
+)
+KIND = np.dtype(ml_dtypes.bfloat16)
+SLACK = 20e6  # code, tables, threads
+
+
+def peak(folder: Path, *dtype: str) -> int:
+    """Bytes that loading a folder adds at most."""
     found = subprocess.run(
-        [sys.executable, "-c", LOAD, tmp_path], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", LOAD, folder, *dtype],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
     assert found.returncode == 0, found.stderr
-    assert folder > 100e6
-    assert int(found.stdout) < folder + largest + 20e6  # code, tables, threads
+    return int(found.stdout)
+
+
+@pytest.fixture
+def model():
+    """The config.json and the tensors of a model of 68 million parameters."""
+    layer = Layer(Attention(8, 8, 64, Rope(64)), MLP(2048))
+    cfg = Config(8000, 512, (Stack(16, (layer,)),))
+    return models.config_to_hf(cfg), expand(cfg, models.family(cfg.family).table)
+
+
+def write_folder(folder: Path, hf: dict, specs: list[Spec]) -> None:
+    specs = layout(specs)
+    write(folder / "model.safetensors", specs, (np.ones(s.shape, s.dtype) for s in specs))
+    (folder / "config.json").write_bytes(json_bytes(hf))
+
+
+def test_peak_is_the_folder_and_its_largest_tensor(tmp_path, model):
+    hf, tensors = model
+    specs = [Spec(name, KIND, t.shape) for name, t in tensors.items()]
+    write_folder(tmp_path, hf, specs)
+    size, largest = sum(s.nbytes for s in specs), max(s.nbytes for s in specs)
+    assert size > 100e6
+    assert peak(tmp_path) < size + largest + SLACK
+
+
+def test_peak_of_dequantising_is_the_result_and_its_largest_tensor(tmp_path, model):
+    hf, tensors = model
+    method = read(hf | {"quantization_config": FP8})
+    specs, size, largest = [], 0, 0
+    for name, tensor in tensors.items():
+        size += math.prod(tensor.shape) * KIND.itemsize
+        largest = max(largest, math.prod(tensor.shape) * KIND.itemsize)
+        stored = method(tensor) if name.endswith("_proj.weight") else None
+        if stored is None:
+            specs.append(Spec(name, KIND, tensor.shape))
+            continue
+        codes, scales = stored.codes, stored.scales
+        specs.append(Spec(codes.name, codes.kinds[0], codes.shape))
+        specs.append(Spec(scales.name, np.dtype(np.float32), scales.shape))
+    write_folder(tmp_path, hf | {"quantization_config": FP8}, specs)
+    kept = sum(s.nbytes for s in specs)
+    assert kept < 0.6 * size
+    assert peak(tmp_path) < kept + largest + SLACK
+    assert peak(tmp_path, "bfloat16") < size + largest + SLACK

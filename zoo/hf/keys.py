@@ -14,14 +14,15 @@ from zoo.config import Activation, LinearScaling, Llama3Scaling, LongRope, Rope,
 from zoo.rope import yarn_mscale
 
 # Keys that describe files, training, generation or classification heads, not the decoder.
+# (`zoo.hf.quantization` reads quantization_config: how tensors are stored, not what they mean.)
 IRRELEVANT = frozenset({
     "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path",
     "architectures", "attn_implementation", "auto_map", "bos_token_id", "chunk_size_feed_forward",
     "dtype", "eos_token_id", "id2label", "initializer_range", "label2id", "model_type",
     "name_or_path", "num_labels", "output_attentions", "output_hidden_states",
     "output_router_logits", "output_scores", "pad_token_id", "pretraining_tp", "problem_type",
-    "return_dict", "return_dict_in_generate", "router_aux_loss_coef", "sep_token_id",
-    "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript",
+    "quantization_config", "return_dict", "return_dict_in_generate", "router_aux_loss_coef",
+    "sep_token_id", "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript",
     "transformers_version", "transformers.js_config", "use_bfloat16", "use_cache",
     "bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty",
     "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
@@ -38,14 +39,12 @@ COMMON = {
     "is_decoder": False,
     "is_encoder_decoder": False,
     "partial_rotary_factor": None,
-    "quantization_config": None,
     "per_layer_config": None,
     "rope_parameters": None,
     "rope_scaling": None,
     "rope_theta": 10_000.0,
 }
 _HINTS = {
-    "quantization_config": "dequantise the checkpoint to bfloat16 first",
     "attention_dropout": "dropout is not implemented; set it to 0.0 if it was for training only",
 }
 _ACTIVATIONS: dict[str, Activation] = {

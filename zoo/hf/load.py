@@ -2,7 +2,8 @@
 
 Every parameter is one buffer, filled layer by layer from the mapped files and handed to JAX without
 a further copy; with a mesh, every device's part is filled alone and only the rows that it needs are
-read. Peak memory is the parameters of this host plus the pages of the tensors being read.
+read. Peak memory is the parameters of this host plus the pages of the tensors being read, and one
+tensor in full where quantised ones are dequantised.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import os
 import re
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.config import Config
-from zoo.hf import strided
+from zoo.hf import stored, strided
 from zoo.hf.hub import resolve
 from zoo.hf.layout import shapes
+from zoo.hf.quantization import FLOATS, Stored
 from zoo.hf.safetensors import NAMES
 from zoo.hf.source import Source, open_source, some
 from zoo.hf.table import Tensor, expand
@@ -34,7 +37,6 @@ if TYPE_CHECKING:
 
     from zoo.hf.chat import Chat
 
-FLOATS = tuple(np.dtype(t) for t in (jnp.bfloat16, np.float16, np.float32))
 FP32_PARAMS = ("moe/bias/b",)  # float32 whatever the file or the caller says
 
 Piece = tuple[Tensor, int]  # a tensor on disk and which of its parts is meant
@@ -69,46 +71,54 @@ def load(
         path_or_repo: a folder, or a repo id of the Hub (needs the extra `hf`).
         mesh: lays the parameters over these devices; by default they go to the first device.
         rules: logical axis -> mesh axis, as in `zoo.sharding`.
-        dtype: what to cast to; by default each parameter keeps its stored type. Selection biases
-            stay float32.
+        dtype: what to cast to, and to dequantise to; by default each parameter is as it is stored,
+            and quantised ones are `zoo.quantized.Quantized`. Selection biases stay float32.
 
     Raises:
         ValueError: before any tensor is read, if the folder, its config or its tensors are not
             what this family says they must be; it names file, tensor or key.
     """
     dtype = None if dtype is None else float_type(dtype)
-    source, cfg, tensors = read(resolve(path_or_repo))
+    source, cfg, tensors, quantised = read(resolve(path_or_repo))
+    kept, quantised = (quantised, {}) if dtype is None else ({}, quantised)
+    tensors, wanted = stored.keep(source, tensors, kept, shapes(cfg))
     tokenizer = find_tokenizer(source.folder)
     pieces = defaultdict(list)
     for tensor in tensors.values():
         for k, part in enumerate(tensor.parts):
             pieces[part.path].append((tensor, k))
     placed = {} if mesh is None else flatten(_shardings(cfg, mesh, rules))
+    placed = stored.place(kept, placed, wanted)
     flat = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for path, shape in shapes(cfg).items():
+        for path, shape in wanted.items():
             kind = _param_dtype(path, pieces[path], source, dtype)
-            fill = _Fill(source, pieces[path], shape, kind, pool)
+            fill = _Fill(source, pieces[path], shape, kind, pool, quantised)
             if mesh is None:
                 flat[path] = jax.device_put(fill((slice(None),) * len(shape)))
             else:
                 flat[path] = jax.make_array_from_callback(shape, placed[path], fill)
-    return Checkpoint(cfg, {"params": unflatten(flat)}, tokenizer, source)
+    params = {"params": unflatten(stored.assemble(flat, kept))}
+    return Checkpoint(cfg, params, tokenizer, source)
 
 
-def read(folder: str | os.PathLike) -> tuple[Source, Config, dict[str, Tensor]]:
-    """A folder's Source, its Config, and the tensors that hold parameters; none is read yet.
+def read(folder: str | os.PathLike) -> tuple[Source, Config, dict[str, Tensor], stored.Plan]:
+    """A folder's Source, its Config, the tensors that hold parameters, and the quantised of them.
+
+    None is read yet.
 
     Raises:
         ValueError: as `load`.
     """
     source = open_source(folder)
     cfg = config_from_hf(source.config)
-    tensors = expand(cfg, storage(cfg, source.config).table, source.specs)
-    if cfg.mtp and not any(_predicts(t) for t in tensors.values() if t.name in source.specs):
+    names = stored.names(source)
+    tensors = expand(cfg, storage(cfg, source.config).table, names)
+    if cfg.mtp and not any(_predicts(t) for t in tensors.values() if t.name in names):
         cfg = replace(cfg, mtp=())  # transformers drops these layers and leaves their number
         tensors = {name: t for name, t in tensors.items() if not _predicts(t)}
-    return _check(source, cfg, tensors), cfg, tensors
+    quantised = stored.plan(source, tensors)
+    return _check(source, cfg, tensors, quantised), cfg, tensors, quantised
 
 
 def _predicts(tensor: Tensor) -> bool:
@@ -116,16 +126,18 @@ def _predicts(tensor: Tensor) -> bool:
     return tensor.parts[0].path.startswith("mtp_")
 
 
-def _check(source: Source, cfg: Config, tensors: dict[str, Tensor]) -> Source:
-    """The source with its extras named.
+def _check(
+    source: Source, cfg: Config, tensors: dict[str, Tensor], quantised: stored.Plan
+) -> Source:
+    """The source with its extras named; tensors that are quantised have been checked before.
 
     Raises:
         ValueError: naming tensors that are missing, unknown, or of the wrong shape or type.
     """
-    specs = source.specs
-    if missing := sorted(tensors.keys() - specs.keys()):
+    specs, floats = source.specs, {n: t for n, t in tensors.items() if n not in quantised}
+    if missing := sorted(floats.keys() - specs.keys()):
         raise ValueError(f"{source.folder} lacks {len(missing)} tensors: {some(missing)}")
-    for name, tensor in tensors.items():
+    for name, tensor in floats.items():
         file, spec = source.places[name].path, specs[name]
         if spec.shape != tensor.shape:
             raise ValueError(
@@ -134,16 +146,18 @@ def _check(source: Source, cfg: Config, tensors: dict[str, Tensor]) -> Source:
             )
         if spec.dtype not in FLOATS:
             raise ValueError(
-                f"{file}: {name} is {NAMES[spec.dtype]}; parameters must be BF16, F16 or F32: "
-                "dequantise the checkpoint first"
+                f"{file}: {name} is {NAMES[spec.dtype]}; parameters must be BF16, F16 or F32, "
+                "unless config.json has a quantization_config that says how it is quantised"
             )
-    extras = sorted(specs.keys() - tensors.keys())
+    used = {piece.name for s in quantised.values() for _, piece in stored.fields(s)}
+    carried = {name for s in quantised.values() for name in s.carried}
+    extras = sorted(specs.keys() - floats.keys() - used)
     layers, held = str(len(cfg.layers)), storage(cfg, source.config)
     allowed = [p.replace("{layers}", layers) for p in held.extras]
     for name in extras:
         if cfg.tie_embeddings and name in held.tied:
             _check_tied(source, name, held.tied[name])
-        elif not any(re.fullmatch(pattern, name) for pattern in allowed):
+        elif name not in carried and not any(re.fullmatch(pattern, name) for pattern in allowed):
             raise ValueError(
                 f"{source.folder} has a tensor that {cfg.family} does not know: {name}; "
                 "remove it, or fix the config that hides where it belongs"
@@ -154,9 +168,9 @@ def _check(source: Source, cfg: Config, tensors: dict[str, Tensor]) -> Source:
 class _Fill:
     """Called with an index of a parameter, returns that part of it from the mapped files."""
 
-    def __init__(self, source: Source, pieces: list[Piece], shape, dtype, pool):
+    def __init__(self, source: Source, pieces: list[Piece], shape, dtype, pool, quantised):
         self.source, self.pieces, self.shape, self.dtype = source, pieces, shape, dtype
-        self.pool = pool
+        self.pool, self.quantised = pool, quantised
         self.done: dict[tuple, np.ndarray] = {}
 
     def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
@@ -174,6 +188,10 @@ class _Fill:
             if all(start <= i < stop for i, (start, stop) in zip(at, lead, strict=True)):
                 target = out[tuple(i - start for i, (start, _) in zip(at, lead, strict=True))]
                 part = tuple(slice(start, stop) for start, stop in rest)
+                if tensor.name in self.quantised:
+                    disk = self._dequantised(self.quantised[tensor.name])
+                    self._wait(strided.copy, strided.pieces(target, tensor.views(disk)[k][part]))
+                    continue
                 view = tensor.views(self.source[tensor.name])[k][part]
                 for pair in strided.pieces(target, view):
                     copies.append(self.pool.submit(self._copy, tensor.name, *pair))
@@ -184,6 +202,22 @@ class _Fill:
     def _copy(self, name: str, target: np.ndarray, view: np.ndarray) -> None:
         strided.copy(target, view)
         self.source.places[name].release(name)
+
+    @functools.cached_property
+    def _disk(self) -> np.ndarray:
+        """Room for any one tensor of this parameter: all have one shape."""
+        return strided.empty(self.pieces[0][0].shape, self.dtype)
+
+    def _dequantised(self, held: Stored) -> np.ndarray:
+        """A whole tensor, in a buffer that the next one overwrites."""
+        self._wait(stored.dequantize, stored.chunks(held, self.source, self._disk))
+        for _, piece in stored.fields(held):
+            self.source.places[piece.name].release(piece.name)
+        return self._disk
+
+    def _wait(self, task: Callable, arguments: Iterable[tuple]) -> None:
+        for done in [self.pool.submit(task, *each) for each in arguments]:
+            done.result()
 
 
 def _param_dtype(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import secrets
 import shutil
@@ -21,19 +20,19 @@ import jax
 import numpy as np
 
 from zoo.config import Config
-from zoo.hf import strided
+from zoo.hf import sidecars, stored, strided
 from zoo.hf.layout import shapes
-from zoo.hf.load import FLOATS, flatten, float_type
+from zoo.hf.load import flatten, float_type
+from zoo.hf.quantization import FLOATS
 from zoo.hf.safetensors import File, Spec, layout, write, write_atomically
-from zoo.hf.source import CONFIG, GENERATION, INDEX, TOKENIZER, WEIGHTS, Source, some
+from zoo.hf.source import CONFIG, GENERATION, INDEX, TOKENIZER, WEIGHTS, Source, json_bytes, some
 from zoo.hf.table import Tensor, expand
-from zoo.models import config_from_hf, config_to_hf, storage, wrapper
+from zoo.models import storage
 from zoo.models.family import Storage
+from zoo.quantized import Quantized, is_quantized
 
 SHARD_BYTES = 5_000_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
-TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def save_hf(
             other files are written as they were; of its config.json only what `config` changes.
         tokenizer: a folder, or a tokenizer.json, whose tokenizer files are copied in.
         dtype: what to cast to; by default the source's types, or the parameters' own. Selection
-            biases stay as they are.
+            biases stay as they are, and quantised parameters cannot be cast.
         generation: what generation_config.json shall say; its token ids also go to config.json.
         max_shard_bytes: the size at which a checkpoint without a source is split.
 
@@ -78,13 +77,26 @@ def save_hf(
     dtype = None if dtype is None else float_type(dtype)
     _check_destination(out)
     flat = flatten(params.get("params", params))
-    hf, names = (None, None) if source is None else (source.config, source.specs)
+    hf, names = (None, None) if source is None else (source.config, stored.names(source))
     held = storage(config, hf)
     tensors = expand(config, held.table, names)
     _check_params(config, flat)
+    found = {} if source is None else stored.plan(source, tensors)
+    if is_quantized(flat):
+        if source is None or dtype is not None:
+            raise ValueError(
+                "params are quantised, which only their source can be saved as: pass it, and no "
+                "dtype; for floats, load with a dtype first"
+            )
+        stored.check_kept(tensors, flat, found)
+        tensors, _ = stored.keep(source, tensors, found, shapes(config))
+        flat = stored.apart(flat)
+    elif found:
+        kind = dtype or _common(tensors[next(iter(found))], flat)
+        source = stored.dequantised(source, found, kind)
     tensors |= _repeated(tensors, held, source)
     dtypes = _dtypes(tensors, flat, source, dtype)
-    files = _small_files(config, source, tokenizer, generation, dtypes, dtype)
+    files = sidecars.files(config, source, tokenizer, generation, dtypes, dtype)
     shards = _shards(tensors, dtypes, source, max_shard_bytes)
     if len(shards) > 1 or shards[0].name != WEIGHTS:
         files[INDEX] = _index(shards, source)
@@ -182,12 +194,14 @@ def _check_params(config: Config, flat: dict[str, Any]) -> None:
                 f"params: {path} has shape {list(flat[path].shape)}, the config asks for "
                 f"{list(shape)}"
             )
-        if np.dtype(flat[path].dtype) not in FLOATS:
+        quantised = isinstance(flat[path], Quantized)
+        if not quantised and np.dtype(flat[path].dtype) not in FLOATS:
             raise ValueError(
                 f"params: {path} is {flat[path].dtype}; a checkpoint holds bfloat16, float16 or "
                 "float32: cast it first"
             )
-        if isinstance(flat[path], jax.Array) and not flat[path].is_fully_addressable:
+        arrays = (x for x in jax.tree.leaves(flat[path]) if isinstance(x, jax.Array))
+        if not all(array.is_fully_addressable for array in arrays):
             raise ValueError(
                 f"params: {path} is spread over several processes; gather it on one to save it"
             )
@@ -207,8 +221,10 @@ def _repeated(
 def _dtypes(tensors, flat, source: Source | None, dtype: Any) -> dict[str, np.dtype]:
     found = {}
     for name, tensor in tensors.items():
-        known = source is not None and name in source.specs
-        own = source.specs[name].dtype if known else _common(tensor, flat)
+        own = common = _common(tensor, flat)
+        if source is not None and name in source.specs:
+            own = source.specs[name].dtype
+        own = own if own in FLOATS else common  # what was dequantised stays so
         keep = dtype is None or any(p.path.endswith("moe/bias/b") for p in tensor.parts)
         found[name] = own if keep else dtype
     return found
@@ -265,93 +281,7 @@ def _index(shards: list[Shard], source: Source | None) -> bytes:
         "total_size": sum(s.nbytes for s, _ in specs),
     }
     weight_map = {s.name: name for s, name in specs}
-    return _json({"metadata": metadata, "weight_map": weight_map})
-
-
-def _small_files(
-    config: Config,
-    source: Source | None,
-    tokenizer: str | os.PathLike | None,
-    generation: Mapping | None,
-    dtypes: Mapping[str, np.dtype],
-    dtype: Any,
-) -> dict[str, bytes | Path]:
-    """Everything but weights: bytes, or files to be copied."""
-    files: dict[str, bytes | Path] = {}
-    if source is not None:
-        files |= {path.name: path for path in source.others}
-    if tokenizer is not None:
-        files = {name: f for name, f in files.items() if name not in TOKENIZER}
-        files |= _tokenizer_files(Path(tokenizer).expanduser())
-    tokens = {}
-    if generation is not None:
-        files[GENERATION] = _json(dict(generation))
-        tokens = {name: generation[name] for name in TOKENS if name in generation}
-    if source is None:
-        kinds = {d for name, d in dtypes.items() if not name.endswith("e_score_correction_bias")}
-        main = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
-        files[CONFIG] = _json(
-            {
-                **config_to_hf(config),
-                **dict.fromkeys(TOKENS),
-                **tokens,
-                "torch_dtype": main.name,
-                "use_cache": True,
-            }
-        )
-    else:
-        files[CONFIG] = _merged(config, source, tokens, dtype)
-    return files
-
-
-def _merged(config: Config, source: Source, tokens: Mapping, dtype: Any) -> bytes:
-    """The source's config with what changed since, or its very bytes if nothing did."""
-    old, new = _written(source.config, config), config_to_hf(config)
-    changed = {key: value for key, value in new.items() if old.get(key) != value}
-    whole = wrapper(source.config)
-    hf = dict(source.config if whole is None else source.config[whole.text])
-    if any(key in changed for key in ROPE_KEYS):
-        for key in ROPE_KEYS:
-            hf.pop(key, None)
-        changed |= {key: new[key] for key in ROPE_KEYS if key in new}
-    if "num_experts" in changed or "n_routed_experts" in changed:
-        hf.pop("num_local_experts", None)
-    hf |= {key: value for key, value in (*changed.items(), *tokens.items())}
-    if whole is not None:
-        outer = {key: hf.pop(key) for key in whole.inherited if key in changed}
-        hf = source.config | outer | {whole.text: hf}
-    if dtype is not None:
-        hf["dtype" if "dtype" in hf else "torch_dtype"] = dtype.name
-    if hf == source.config:
-        return source.config_bytes
-    again = _written(hf, config)
-    if again != new:
-        wrong = next(key for key in new if again.get(key) != new[key])
-        raise ValueError(
-            f"config.json cannot say {wrong}={new[wrong]!r} beside its other keys; save without "
-            "source"
-        )
-    return _json(hf)
-
-
-def _written(hf: Mapping, config: Config) -> dict:
-    """A config as we would write it, without layers of multi-token prediction if `config` is."""
-    found = config_from_hf(hf)
-    return config_to_hf(found if config.mtp else replace(found, mtp=()))
-
-
-def _tokenizer_files(path: Path) -> dict[str, Path]:
-    folder = path if path.is_dir() else path.parent
-    names = TOKENIZER if path.is_dir() else (path.name,)
-    found = {name: folder / name for name in names if (folder / name).exists()}
-    if not found:
-        raise ValueError(f"tokenizer={str(path)!r} has none of {', '.join(TOKENIZER)}")
-    return found if path.is_dir() else {"tokenizer.json": path}
-
-
-def _json(value: dict) -> bytes:
-    """As transformers writes its JSON files."""
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+    return json_bytes({"metadata": metadata, "weight_map": weight_map})
 
 
 def _check_space(out: Path, need: int) -> None:

@@ -154,3 +154,8 @@ def _is_other(name: str) -> bool:
 def some(names: list[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def json_bytes(value: dict) -> bytes:
+    """As transformers writes its JSON files."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

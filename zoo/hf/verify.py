@@ -16,6 +16,7 @@ from zoo.hf.hub import resolve
 from zoo.hf.load import load
 from zoo.hf.save import save_hf
 from zoo.hf.source import OTHER_WEIGHTS
+from zoo.quantized import is_quantized
 
 CHUNK = 1 << 24
 
@@ -49,6 +50,9 @@ def verify(
 ) -> Report:
     """Loads a checkpoint, saves it again and compares; then, if it is there, with transformers.
 
+    Quantised weights are kept for the round trip, and dequantised by us for both models: what
+    transformers needs for them is mostly a GPU.
+
     Args:
         path_or_repo: a folder, or a repo id.
         length: random tokens of the prompt.
@@ -66,7 +70,13 @@ def verify(
     if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         return report
     tokens = np.random.default_rng(seed).integers(0, ckpt.config.vocab_size, (1, length))
-    error, equal = _against_transformers(folder, tokens, new_tokens)
+    with tempfile.TemporaryDirectory() as scratch:
+        floats = folder
+        if is_quantized(ckpt.params):
+            floats = Path(scratch) / "floats"
+            wide = load(folder, dtype=jnp.float32)
+            save_hf(floats, wide.config, wide.params, source=wide.source)
+        error, equal = _against_transformers(floats, tokens, new_tokens)
     return Report(report.files, report.bytes, differing, error, equal)
 
 

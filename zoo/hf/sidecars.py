@@ -1,0 +1,99 @@
+"""What stands beside the weights of a folder: its config, generation config and tokenizer files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.config import Config
+from zoo.hf.source import CONFIG, GENERATION, TOKENIZER, Source, json_bytes
+from zoo.models import config_from_hf, config_to_hf, wrapper
+
+ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def files(
+    config: Config,
+    source: Source | None,
+    tokenizer: str | os.PathLike | None,
+    generation: Mapping | None,
+    dtypes: Mapping[str, np.dtype],
+    dtype: Any,
+) -> dict[str, bytes | Path]:
+    """Everything but weights: bytes, or files to be copied."""
+    found: dict[str, bytes | Path] = {}
+    if source is not None:
+        found |= {path.name: path for path in source.others}
+    if tokenizer is not None:
+        found = {name: f for name, f in found.items() if name not in TOKENIZER}
+        found |= _tokenizer_files(Path(tokenizer).expanduser())
+    tokens = {}
+    if generation is not None:
+        found[GENERATION] = json_bytes(dict(generation))
+        tokens = {name: generation[name] for name in TOKENS if name in generation}
+    if source is None:
+        kinds = {d for name, d in dtypes.items() if not name.endswith("e_score_correction_bias")}
+        main = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+        found[CONFIG] = json_bytes(
+            {
+                **config_to_hf(config),
+                **dict.fromkeys(TOKENS),
+                **tokens,
+                "torch_dtype": main.name,
+                "use_cache": True,
+            }
+        )
+    else:
+        found[CONFIG] = _merged(config, source, tokens, dtype)
+    return found
+
+
+def _merged(config: Config, source: Source, tokens: Mapping, dtype: Any) -> bytes:
+    """The source's config with what changed since, or its very bytes if nothing did."""
+    old, new = _written(source.config, config), config_to_hf(config)
+    changed = {key: value for key, value in new.items() if old.get(key) != value}
+    whole = wrapper(source.config)
+    hf = dict(source.config if whole is None else source.config[whole.text])
+    if any(key in changed for key in ROPE_KEYS):
+        for key in ROPE_KEYS:
+            hf.pop(key, None)
+        changed |= {key: new[key] for key in ROPE_KEYS if key in new}
+    if "num_experts" in changed or "n_routed_experts" in changed:
+        hf.pop("num_local_experts", None)
+    hf |= {key: value for key, value in (*changed.items(), *tokens.items())}
+    if whole is not None:
+        outer = {key: hf.pop(key) for key in whole.inherited if key in changed}
+        hf = source.config | outer | {whole.text: hf}
+    if dtype is not None:
+        hf["dtype" if "dtype" in hf else "torch_dtype"] = dtype.name
+    if hf == source.config:
+        return source.config_bytes
+    again = _written(hf, config)
+    if again != new:
+        wrong = next(key for key in new if again.get(key) != new[key])
+        raise ValueError(
+            f"config.json cannot say {wrong}={new[wrong]!r} beside its other keys; save without "
+            "source"
+        )
+    return json_bytes(hf)
+
+
+def _written(hf: Mapping, config: Config) -> dict:
+    """A config as we would write it, without layers of multi-token prediction if `config` is."""
+    found = config_from_hf(hf)
+    return config_to_hf(found if config.mtp else replace(found, mtp=()))
+
+
+def _tokenizer_files(path: Path) -> dict[str, Path]:
+    folder = path if path.is_dir() else path.parent
+    names = TOKENIZER if path.is_dir() else (path.name,)
+    found = {name: folder / name for name in names if (folder / name).exists()}
+    if not found:
+        raise ValueError(f"tokenizer={str(path)!r} has none of {', '.join(TOKENIZER)}")
+    return found if path.is_dir() else {"tokenizer.json": path}
