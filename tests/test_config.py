@@ -60,7 +60,7 @@ def test_stack_layers_groups_equal_neighbours():
         (lambda: Rope(7), r"Rope.dim=7 must be even"),
         (lambda: Norm(eps=0.0), r"Norm.eps=0.0 must be positive"),
         (lambda: YarnScaling(0.0, 8), r"YarnScaling.factor=0.0 must be positive"),
-        (lambda: Llama3Scaling(8.0, 4.0, 4.0, 16), r"high_freq_factor=4.0 must be above"),
+        (lambda: Llama3Scaling(8.0, 5.0, 4.0, 16), r"high_freq_factor=4.0 must not be below"),
         (lambda: MLA(2, 8, 8, 8, 4, 8, Rope(8)), r"rope.dim=8 must equal rope_dim=4"),
         (lambda: MLP(8, act="swish"), r"act='swish' must be one of silu, gelu"),
         (lambda: MoE(8, 2, 8, score="top"), r"score='top' must be one of softmax, sigmoid"),

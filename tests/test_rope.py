@@ -52,6 +52,15 @@ def test_llama3_keeps_short_waves_divides_long_and_blends_between():
     np.testing.assert_allclose(scaled[-20:] * 8, plain[-20:], rtol=1e-6)
 
 
+def test_llama3_without_a_ramp_divides_long_waves_only():
+    """Llama 4 Scout: both factors are 1."""
+    plain, _ = frequencies(Rope(128, 500_000.0))
+    scaled, _ = frequencies(Rope(128, 500_000.0, scaling=Llama3Scaling(16.0, 1.0, 1.0, 8192)))
+    long = 2 * math.pi / plain.astype(np.float64) > 8192
+    assert 0 < long.sum() < 64
+    np.testing.assert_array_equal(scaled, np.where(long, plain / 16, plain))
+
+
 def test_yarn_of_deepseek_v3():
     """64 dims, factor 40, original length 4096, betas 32 and 1: the ramp spans dims 10 to 23."""
     rope = Rope(64, scaling=YarnScaling(40.0, 4096, mscale=1.0, mscale_all_dim=1.0))

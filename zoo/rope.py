@@ -99,6 +99,8 @@ def _llama3(inverse: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
     shortest = np.float32(scaling.original_length / scaling.high_freq_factor)
     factor = np.float32(scaling.factor)
     scaled = np.where(wavelength > longest, inverse / factor, inverse)
+    if longest == shortest:
+        return scaled
     smooth = (
         np.float32(scaling.original_length) / wavelength - np.float32(scaling.low_freq_factor)
     ) / (np.float32(scaling.high_freq_factor - scaling.low_freq_factor))

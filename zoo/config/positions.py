@@ -19,7 +19,10 @@ class LinearScaling:
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Llama 3.1's scaling: long waves divided by `factor`, short ones kept, a ramp between."""
+    """Llama 3.1's scaling: long waves divided by `factor`, short ones kept, a ramp between.
+
+    Equal factors leave no ramp (Llama 4 Scout).
+    """
 
     factor: float
     low_freq_factor: float
@@ -28,9 +31,9 @@ class Llama3Scaling:
 
     def __post_init__(self):
         positive(self, "factor", "low_freq_factor", "high_freq_factor", "original_length")
-        if self.high_freq_factor <= self.low_freq_factor:
+        if self.high_freq_factor < self.low_freq_factor:
             raise ValueError(
-                f"Llama3Scaling.high_freq_factor={self.high_freq_factor} must be above "
+                f"Llama3Scaling.high_freq_factor={self.high_freq_factor} must not be below "
                 f"low_freq_factor={self.low_freq_factor}"
             )
 
