@@ -130,7 +130,7 @@ def test_kimi_k2_is_read_as_deepseek_v3():
             {"architectures": ["LlamaForTokenClassification"]},
             "only LlamaForCausalLM",
         ),
-        ("llama-3.1-8b", {"model_type": "mamba"}, r"known are .*llama, qwen3"),
+        ("llama-3.1-8b", {"model_type": "mamba"}, "known are .*llama, .*qwen3"),
         ("qwen3-0.6b", {"layer_types": ["full_attention"]}, "all 28 layers"),
         ("qwen3-0.6b", {"layer_types": ["chunked_attention"] * 28}, "known are full_attention"),
         ("qwen3-0.6b", {"layer_types": ["sliding_attention"] * 28}, "need use_sliding_window"),
@@ -233,3 +233,62 @@ def test_broken_files(tmp_path, text):
 def test_no_file(tmp_path):
     with pytest.raises(ValueError, match=r"does not exist"):
         models.config_from_hf(tmp_path)
+
+
+GPT_OSS_20B = json.loads("""{"architectures": ["GptOssForCausalLM"], "attention_bias": true,
+  "attention_dropout": 0.0, "eos_token_id": 200002, "experts_per_token": 4, "head_dim": 64,
+  "hidden_act": "silu", "hidden_size": 2880, "initial_context_length": 4096,
+  "initializer_range": 0.02, "intermediate_size": 2880, "max_position_embeddings": 131072,
+  "model_type": "gpt_oss", "num_attention_heads": 64, "num_experts_per_tok": 4,
+  "num_hidden_layers": 24, "num_key_value_heads": 8, "num_local_experts": 32,
+  "output_router_logits": false, "pad_token_id": 199999, "rms_norm_eps": 1e-05,
+  "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0,
+    "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": false},
+  "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128, "swiglu_limit": 7.0,
+  "tie_word_embeddings": false, "use_cache": true, "vocab_size": 201088}""")
+
+
+def test_gpt_oss_without_a_scaling_has_that_of_its_class():
+    preset = models.config("gpt-oss-20b")
+    kinds = ["sliding_attention", "full_attention"] * 12
+    for change in ({}, {"layer_types": kinds}, {"rope_scaling": None}):
+        assert models.config_from_hf({**GPT_OSS_20B, **change}) == preset
+    plain = models.config_from_hf({**GPT_OSS_20B, "rope_scaling": {"rope_type": "default"}})
+    assert plain.layers[0].mixer.rope.scaling is None
+    assert models.config_from_hf(models.config_to_hf(plain)) == plain
+    with pytest.raises(ValueError, match=r"layer_types=.*all 24 layers"):
+        models.config_from_hf({**GPT_OSS_20B, "layer_types": kinds[1:]})
+
+
+LLAMA_4_SCOUT = json.loads("""{"architectures": ["Llama4ForConditionalGeneration"],
+  "boi_token_index": 200080, "eoi_token_index": 200081, "image_token_index": 200092,
+  "model_type": "llama4", "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+  "text_config": {"attention_bias": false, "attention_chunk_size": 8192, "attention_dropout": 0.0,
+    "attn_scale": 0.1, "attn_temperature_tuning": 4, "bos_token_id": 200000,
+    "cache_implementation": "hybrid", "eos_token_id": [200001, 200007, 200008],
+    "floor_scale": 8192, "for_llm_compressor": false, "head_dim": 128, "hidden_act": "silu",
+    "hidden_size": 5120, "initializer_range": 0.02, "interleave_moe_layer_step": 1,
+    "intermediate_size": 8192, "intermediate_size_mlp": 16384, "max_position_embeddings": 10485760,
+    "model_type": "llama4_text", "no_rope_layers": [], "num_attention_heads": 40,
+    "num_experts_per_tok": 1, "num_hidden_layers": 48, "num_key_value_heads": 8,
+    "num_local_experts": 16, "output_router_logits": false, "pad_token_id": 200018,
+    "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 16.0, "high_freq_factor": 1.0,
+      "low_freq_factor": 1.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    "rope_theta": 500000.0, "router_aux_loss_coef": 0.001, "router_jitter_noise": 0.0,
+    "torch_dtype": "bfloat16", "use_cache": true, "use_qk_norm": true, "vocab_size": 202048},
+  "vision_config": {"hidden_size": 1408, "model_type": "llama4_vision_model"}}""")
+
+
+def test_llama4_is_read_out_of_the_whole():
+    preset, text = models.config("llama-4-scout"), LLAMA_4_SCOUT["text_config"]
+    assert models.config_from_hf(LLAMA_4_SCOUT) == preset
+    alone = {**text, "no_rope_layers": [1, 1, 1, 0] * 12, "attn_temperature_tuning": True}
+    assert models.config_from_hf(alone) == preset
+    for change, message in (
+        ({"no_rope_layers": [1, 0]}, "each of 48 layers"),
+        ({"layer_types": ["chunked_attention"]}, "name 48 layers"),
+        ({"attention_chunk_size": None}, "attention_chunk_size=None"),
+        ({"use_rope_everywhere": True}, "use_rope_everywhere=True"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            models.config_from_hf({**text, **change})

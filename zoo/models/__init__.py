@@ -13,21 +13,35 @@ from pathlib import Path
 
 from zoo.config import Config, stack_layers
 from zoo.hf.keys import IRRELEVANT
-from zoo.models import deepseek_v3, gemma, gemma2, gemma3, llama, qwen3, qwen3_moe
+from zoo.models import (
+    deepseek_v3,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt_oss,
+    llama,
+    llama4,
+    qwen3,
+    qwen3_moe,
+)
 from zoo.models.family import Family, Storage, Wrapper, wrapped
 
 FAMILIES: tuple[Family, ...] = (
     gemma.FAMILY,
     gemma2.FAMILY,
     gemma3.FAMILY,
+    gpt_oss.FAMILY,
     llama.FAMILY,
+    llama4.FAMILY,
     qwen3.FAMILY,
     qwen3_moe.FAMILY,
     deepseek_v3.FAMILY,
 )
 
-
-WRAPPERS: tuple[Wrapper, ...] = (gemma3.WRAPPER,)
+WRAPPERS: tuple[Wrapper, ...] = (
+    gemma3.WRAPPER,
+    llama4.WRAPPER,
+)
 
 
 def presets() -> tuple[str, ...]:

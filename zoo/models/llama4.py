@@ -1,0 +1,211 @@
+"""Llama 4 Scout and Maverick (Meta, "The Llama 4 herd", April 2025), the text part.
+
+Differs from Llama: three of four layers have rotary positions, interleaved and turned in float32,
+and see their own chunk of 8192 tokens; the others have no positions, see everything, and scale
+their queries with the position (arXiv:2501.19399). Scout normalises rotated queries and keys
+without a parameter. Experts are weighed by the sigmoid of their logit, on the way in, beside a
+shared one; Maverick's every other layer is dense, and wider. Files hold experts as [in, out], gate
+and up side by side.
+
+Released files are the whole with vision (`llama4`); its text part alone is `llama4_text`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from zoo.config import (
+    MLP,
+    Attention,
+    Config,
+    Layer,
+    Llama3Scaling,
+    MoE,
+    Norm,
+    Rope,
+    Temperature,
+    stack_layers,
+)
+from zoo.hf.keys import Keys, activation_name, read_rope, write_rope
+from zoo.hf.table import Linear, Row, Same, Split
+from zoo.models import parts
+from zoo.models.family import Family, Wrapper
+from zoo.models.parts import IN_LAYER, common, decoder
+
+DEFAULTS = {
+    "vocab_size": 202048,
+    "hidden_size": 5120,
+    "intermediate_size": 8192,
+    "intermediate_size_mlp": 16384,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "num_experts_per_tok": 1,
+    "num_local_experts": 16,
+    "moe_layers": None,
+    "interleave_moe_layer_step": 1,
+    "use_qk_norm": True,
+    "no_rope_layers": None,
+    "no_rope_layer_interval": 4,
+    "layer_types": None,
+    "attention_chunk_size": 8192,
+    "attn_temperature_tuning": True,
+    "floor_scale": 8192,
+    "attn_scale": 0.1,
+    "rope_theta": 500_000.0,
+}
+# How the models were trained and are served.
+UNUSED = frozenset({"cache_implementation", "for_llm_compressor", "router_jitter_noise"})
+KINDS = ("chunked_attention", "full_attention")
+
+IN_FFN = IN_LAYER + "feed_forward."
+FFN = (
+    Row(IN_FFN + "gate_proj.weight", "mlp/gate/w", Linear()),
+    Row(IN_FFN + "up_proj.weight", "mlp/up/w", Linear()),
+    Row(IN_FFN + "down_proj.weight", "mlp/down/w", Linear()),
+    Row(IN_FFN + "router.weight", "moe/router/w", Linear()),
+    Row(IN_FFN + "experts.gate_up_proj", ("moe/gate/w", "moe/up/w"), Split(-1, Same())),
+    Row(IN_FFN + "experts.down_proj", "moe/down/w", Same()),
+    Row(IN_FFN + "shared_expert.gate_proj.weight", "moe/shared/gate/w", Linear()),
+    Row(IN_FFN + "shared_expert.up_proj.weight", "moe/shared/up/w", Linear()),
+    Row(IN_FFN + "shared_expert.down_proj.weight", "moe/shared/down/w", Linear()),
+)
+
+
+def from_hf(hf: Mapping) -> Config:
+    """Reads a config of model_type llama4_text."""
+    keys = Keys(hf, DEFAULTS, UNUSED)
+    norm, count = Norm(float(keys["rms_norm_eps"])), keys.integer("num_hidden_layers")
+    every, step = (keys.integer(k) for k in ("no_rope_layer_interval", "interleave_moe_layer_step"))
+    turned = keys["no_rope_layers"] or [int((i + 1) % every != 0) for i in range(count)]
+    if len(turned) < count:
+        raise keys.error("no_rope_layers", f"it must have an entry for each of {count} layers")
+    kinds = keys["layer_types"] or [KINDS[0] if on else KINDS[1] for on in turned[:count]]
+    if len(kinds) != count or not set(kinds) <= set(KINDS):
+        raise keys.error("layer_types", f"it must name {count} layers, each one of {KINDS}")
+    sparse = keys["moe_layers"]
+    sparse = range(step - 1, count, step) if sparse is None else sparse
+    dense, moe = _ffns(keys)
+    layers = tuple(
+        Layer(_attention(keys, bool(on), kind == KINDS[0]), moe if i in sparse else dense, norm)
+        for i, (on, kind) in enumerate(zip(turned, kinds, strict=False))
+    )
+    cfg = decoder(keys, layers, norm)
+    keys.close()
+    return cfg
+
+
+def to_hf(cfg: Config) -> dict:
+    """The config keys of model_type llama4_text."""
+    mixers, ffns = [la.mixer for la in cfg.layers], [la.ffn for la in cfg.layers]
+    moe = next((f for f in ffns if isinstance(f, MoE)), None)
+    dense = next((f for f in ffns if isinstance(f, MLP)), None)
+    turned = next(a for a in mixers if a.rope is not None)
+    still = next((a.temperature for a in mixers if a.temperature is not None), None)
+    still = still or Temperature(DEFAULTS["attn_scale"], DEFAULTS["floor_scale"])
+    return {
+        **common(cfg),
+        "num_attention_heads": turned.heads,
+        "num_key_value_heads": turned.kv_heads,
+        "head_dim": turned.head_dim,
+        "attention_bias": turned.qkv_bias,
+        **write_rope(turned.rope),
+        "use_qk_norm": turned.qk_norm is not None,
+        "no_rope_layers": [int(a.rope is not None) for a in mixers],
+        "layer_types": [KINDS[a.chunk is None] for a in mixers],
+        "attention_chunk_size": next((a.chunk for a in mixers if a.chunk is not None), 8192),
+        "attn_temperature_tuning": any(a.temperature is not None for a in mixers),
+        "attn_scale": still.beta,
+        "floor_scale": int(still.length),
+        "hidden_act": activation_name(ffns[0].act),
+        "intermediate_size": DEFAULTS["intermediate_size"] if moe is None else moe.hidden,
+        "intermediate_size_mlp": moe.hidden if dense is None else dense.hidden,
+        "moe_layers": [i for i, f in enumerate(ffns) if isinstance(f, MoE)],
+        "interleave_moe_layer_step": 1,
+        "num_local_experts": DEFAULTS["num_local_experts"] if moe is None else moe.experts,
+        "num_experts_per_tok": DEFAULTS["num_experts_per_tok"] if moe is None else moe.top_k,
+    }
+
+
+def _attention(keys: Keys, turned: bool, chunked: bool) -> Attention:
+    mixer = parts.attention(
+        keys,
+        o_bias=keys["attention_bias"],
+        chunk=keys.integer("attention_chunk_size") if chunked else None,
+    )
+    normed, warmed = keys["use_qk_norm"], keys["attn_temperature_tuning"]
+    length, beta = keys.integer("floor_scale"), float(keys["attn_scale"])
+    if not turned:
+        return replace(
+            mixer, rope=None, temperature=Temperature(beta, length, 1) if warmed else None
+        )
+    return replace(
+        mixer,
+        rope=read_rope(keys, mixer.head_dim, interleaved=True, wide=True),
+        qk_norm=Norm(float(keys["rms_norm_eps"]), scaled=False) if normed else None,
+        norm_after_rope=bool(normed),
+    )
+
+
+def _ffns(keys: Keys) -> tuple[MLP, MoE]:
+    act, hidden = keys.activation(), keys.integer("intermediate_size")
+    moe = MoE(
+        experts=keys.integer("num_local_experts"),
+        top_k=keys.integer("num_experts_per_tok"),
+        hidden=hidden,
+        act=act,
+        score="sigmoid",
+        renormalize=False,
+        weigh_input=True,
+        shared=MLP(hidden, act),
+    )
+    return MLP(keys.integer("intermediate_size_mlp"), act), moe
+
+
+def _preset(experts: int, step: int, scaling: Llama3Scaling | None, normed: bool, length: int):
+    norm = Norm(1e-5)
+    turned = Attention(
+        40, 8, 128, Rope(128, 5e5, interleaved=True, scaling=scaling, wide=True), chunk=8192,
+        qk_norm=Norm(1e-5, scaled=False) if normed else None, norm_after_rope=normed,
+    )  # fmt: skip
+    still = Attention(40, 8, 128, None, temperature=Temperature(0.1, 8192, 1))
+    moe = MoE(
+        experts, 1, 8192, score="sigmoid", renormalize=False, weigh_input=True, shared=MLP(8192)
+    )
+    pattern = tuple(
+        Layer(still if (i + 1) % 4 == 0 else turned, MLP(16384) if (i + 1) % step else moe, norm)
+        for i in range(4)
+    )
+    stacks = stack_layers(pattern * 12)
+    return Config(202048, 5120, stacks, norm, max_length=length, family="llama4_text")
+
+
+FAMILY = Family(
+    model_type="llama4_text",
+    architecture="Llama4ForCausalLM",
+    table=(*parts.TOP, *parts.NORMS, *parts.ATTENTION, *FFN),
+    from_hf=from_hf,
+    to_hf=to_hf,
+    presets={
+        "llama-4-scout": _preset(16, 1, Llama3Scaling(16.0, 1.0, 1.0, 8192), True, 10485760),
+        "llama-4-maverick": _preset(128, 2, None, False, 1048576),
+    },
+)
+WRAPPER = Wrapper(
+    model_type="llama4",
+    architecture="Llama4ForConditionalGeneration",
+    families=("llama4_text",),
+    prefixes=({"model.": "language_model.model.", "lm_head.": "language_model.lm_head."},),
+    extras=(r"vision_model\..*", r"multi_modal_projector\..*"),
+    keys=frozenset({
+        "vision_config", "boi_token_index", "eoi_token_index", "image_token_index",
+    }),
+)  # fmt: skip
