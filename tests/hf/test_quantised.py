@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import zoo
+from tests import examples
 from tests.hf import quantise
 from tests.hf.test_load import FOLDER, rewrite
 from tests.hf.test_save import contents
@@ -143,6 +144,24 @@ def test_kept_unstacks(folder):
         wanted = flatten(floats.params["params"]["stack_0"]["layer_0"])[path][0]
         found = leaf.dequantize(jnp.float32) if isinstance(leaf, Quantized) else leaf
         np.testing.assert_array_equal(found, wanted)
+
+
+def test_layers_of_multi_token_prediction(tmp_path):
+    """DeepSeek-V3's files have one in FP8 too; its parameters do not lead with layers."""
+    cfg = load(FOLDER / "deepseek_v3_full_q").config
+    cfg = dataclasses.replace(cfg, mtp=cfg.layers[-1:])
+    save_hf(tmp_path / "floats", cfg, examples.random_params(zoo.Decoder(cfg)))
+    folder = quantise.make(tmp_path / "floats", tmp_path / "fp8", "fp8")
+    kept, floats = load(folder), load(folder, dtype=jnp.float32)
+    assert kept.config == cfg
+    wanted, quantised = flatten(floats.params), 0
+    for path, leaf in flatten(kept.params).items():
+        if isinstance(leaf, Quantized) and "mtp_0" in path:
+            quantised += 1
+            np.testing.assert_array_equal(leaf.dequantize(jnp.float32), wanted[path])
+    assert quantised == 13
+    save_hf(tmp_path / "again", cfg, kept.params, source=kept.source)
+    assert contents(tmp_path / "again") == contents(folder)
 
 
 def test_mesh(folder, tmp_path):
