@@ -22,6 +22,7 @@ BLOCK = (16, 12)  # divides few of the tiny shapes, and cuts across keys and val
 GROUP = 8
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 LINEAR = re.compile(r".*(_proj|_proj_with_mqa)\.weight")
+FUSED = re.compile(r".*\.experts\.(gate_up|down)_proj")
 
 Tensors = dict[str, np.ndarray]
 CONFIGS = {
@@ -64,6 +65,7 @@ CONFIGS = {
             }
         },
     },
+    "mxfp4": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
     "gptq": {
         "quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": False,
     },
@@ -201,9 +203,8 @@ def to_mxfp4(name: str, w: np.ndarray) -> Tensors:
     }
 
 
-def mxfp4_meaning(tensors: Tensors, name: str, inputs: int) -> np.ndarray:
+def mxfp4_meaning(halves: np.ndarray, scales: np.ndarray, inputs: int) -> np.ndarray:
     """f32[E, in, out], by looking every half of a byte up."""
-    halves, scales = tensors[f"{name}_blocks"], tensors[f"{name}_scales"]
     numbers = np.empty((*halves.shape[:-1], 32), np.float32)
     numbers[..., 0::2], numbers[..., 1::2] = FP4[halves & 15], FP4[halves >> 4]
     numbers = numbers * np.ldexp(np.float32(1), scales.astype(int) - 127)[..., None]
@@ -216,13 +217,16 @@ WRITERS: dict[str, Callable[[str, np.ndarray], Tensors]] = {
     "int4": to_int4,
     "int8": to_int8,
     "uint4": to_uint4,
+    "mxfp4": to_mxfp4,
     "gptq": to_gptq,
     "awq": to_awq,
 }
 
 
-def meaning(tensors: Tensors, name: str, shape: tuple[int, int]) -> np.ndarray:
-    """The float32 matrix that a folder's tensors stand for."""
+def meaning(tensors: Tensors, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The float32 tensor that a folder's tensors stand for."""
+    if f"{name}_blocks" in tensors:
+        return mxfp4_meaning(tensors[f"{name}_blocks"], tensors[f"{name}_scales"], shape[1])
     if f"{name}_packed" in tensors:
         numbers, points = unpacked(tensors[f"{name}_packed"]), np.full(shape, 8)
         if f"{name}_zero_point" in tensors:
@@ -257,10 +261,15 @@ def tensors_of(folder: Path) -> Tensors:
 
 
 def make(
-    source: Path, folder: Path, kind: str, chosen: re.Pattern = LINEAR, config: dict | None = None
+    source: Path,
+    folder: Path,
+    kind: str,
+    chosen: re.Pattern | None = None,
+    config: dict | None = None,
 ) -> Path:
     """A copy of a float folder with its linear maps quantised, in as many shards as it has."""
     shutil.copytree(source, folder)
+    chosen = chosen or (FUSED if kind == "mxfp4" else LINEAR)
     config = CONFIGS[kind] if config is None else config
     hf = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**hf, "quantization_config": config}))
@@ -279,15 +288,4 @@ def make(
     index = folder / "model.safetensors.index.json"
     if index.exists():
         index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    return folder
-
-
-def with_tensors(source: Path, folder: Path, tensors: Tensors, **config) -> Path:
-    """A copy of a folder with other weights, in one file, and more in its config."""
-    ignore = shutil.ignore_patterns("*.safetensors", "*.index.json")
-    shutil.copytree(source, folder, ignore=ignore)
-    hf = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**hf, **config}))
-    specs = layout(Spec(n, a.dtype, a.shape) for n, a in tensors.items())
-    write(folder / "model.safetensors", specs, [tensors[s.name] for s in specs])
     return folder

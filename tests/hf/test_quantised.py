@@ -22,9 +22,8 @@ from zoo.hf.layout import shapes
 from zoo.hf.load import flatten, load
 from zoo.hf.quantization import read
 from zoo.hf.save import save_hf
-from zoo.hf.table import Row, Same, Split, expand
+from zoo.hf.table import expand
 from zoo.inference.unstack import unstack
-from zoo.models import parts, qwen3_moe
 from zoo.quantized import Quantized
 
 CASES = {
@@ -32,6 +31,7 @@ CASES = {
     "ue8m0": "qwen3_moe",
     "int4": "deepseek_v3_full_q",
     "int8": "llama_tied_llama3_bias",
+    "mxfp4": "gpt_oss",
     "gptq": "llama_tied_llama3_bias",
     "awq": "qwen3_window",
 }
@@ -93,6 +93,7 @@ def test_zero_points_of_compressed_tensors(tmp_path):
     assert contents(tmp_path / "again") == contents(folder)
 
 
+@pytest.mark.parametrize("folder", ["fp8", "mxfp4", "awq"], indirect=True)
 def test_kept_computes_what_dequantised_does(folder):
     kept, floats = load(folder), load(folder, dtype=jnp.float32)
     close(logits(kept), logits(floats))
@@ -190,47 +191,6 @@ def test_dequantised_is_saved_as_floats(folder, tmp_path):
     again = load(tmp_path / "floats")
     equal(again.params, ckpt.params)
     assert again.source.extras == ()
-
-
-@pytest.fixture
-def fused(tmp_path, monkeypatch) -> tuple[Path, Path]:
-    """A qwen3_moe whose experts are fused, in MXFP4 and in the float32 that it stands for."""
-    at = parts.IN_MLP + "experts."
-    rows = (
-        *(row for row in qwen3_moe.FAMILY.table if "experts" not in row.disk),
-        Row(at + "gate_up_proj", ("moe/gate/w", "moe/up/w"), Split(-1, Same())),
-        Row(at + "down_proj", "moe/down/w", Same()),
-    )
-    family = dataclasses.replace(qwen3_moe.FAMILY, table=rows)
-    monkeypatch.setattr(models, "FAMILIES", (family,))
-    found = quantise.tensors_of(FOLDER / "qwen3_moe")
-    packed = {n: a.astype(np.float32) for n, a in found.items() if ".experts." not in n}
-    floats = dict(packed)
-    for layer in (1, 2):
-        name = f"model.layers.{layer}.mlp.experts."
-        gate, up, down = (
-            np.stack([found[f"{name}{e}.{part}_proj.weight"].T for e in range(8)])
-            for part in ("gate", "up", "down")
-        )
-        for part, w in (("gate_up_proj", np.concatenate((gate, up), -1)), ("down_proj", down)):
-            packed |= quantise.to_mxfp4(name + part, w.astype(np.float32))
-            floats[name + part] = quantise.mxfp4_meaning(packed, name + part, w.shape[1])
-    config = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
-    golden = FOLDER / "qwen3_moe"
-    return (
-        quantise.with_tensors(golden, tmp_path / "packed", packed, quantization_config=config),
-        quantise.with_tensors(golden, tmp_path / "floats", floats),
-    )
-
-
-def test_mxfp4(fused, tmp_path):
-    folder, floats = fused
-    wanted = load(floats)
-    equal(load(folder, dtype=jnp.float32).params, wanted.params)
-    kept = load(folder)
-    close(logits(kept), logits(wanted))
-    save_hf(tmp_path / "again", kept.config, kept.params, source=kept.source)
-    assert contents(tmp_path / "again") == contents(folder)
 
 
 def test_grids_of_deepseek_v3():
