@@ -61,9 +61,10 @@ def test_over_itself(tmp_path):
 
 def test_extras_and_foreign_metadata_come_back(tmp_path):
     folder = Path(shutil.copytree(FOLDER / "deepseek_v3_full_q", tmp_path / "model"))
-    mtp = np.arange(16).reshape(4, 4).astype(ml_dtypes.float8_e4m3fn)
-    rewrite(folder, lambda t: t.update({"model.layers.3.eh_proj.weight": mtp}))
-    edit(folder, num_nextn_predict_layers=1, auto_map={"AutoConfig": "a.B"})
+    other = np.arange(16).reshape(4, 4).astype(ml_dtypes.float8_e4m3fn)
+    extra = "model.layers.2.self_attn.rotary_emb.inv_freq"
+    rewrite(folder, lambda t: t.update({extra: other}))
+    edit(folder, auto_map={"AutoConfig": "a.B"})
     (folder / "modeling_custom.py").write_text("# not run")
     ckpt = load(folder)
     save_hf(tmp_path / "again", ckpt.config, ckpt.params, source=ckpt.source)
