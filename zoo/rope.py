@@ -69,6 +69,15 @@ def tables(rope: Rope, positions: jax.Array, dtype: jnp.dtype) -> Turn:
     return (jnp.cos(angles) * factor).astype(dtype), (jnp.sin(angles) * factor).astype(dtype)
 
 
+def borders(ropes: tuple[Rope, ...]) -> tuple[int, ...]:
+    """Lengths in tokens beyond which LongRope turns all keys of a text in another way.
+
+    A cache that grows past one has to be filled again.
+    """
+    scalings = (rope.scaling for rope in ropes if isinstance(rope.scaling, LongRope))
+    return tuple(scaling.original_length for scaling in scalings)
+
+
 def temperature(spec: Temperature, positions: jax.Array) -> jax.Array:
     """The factor on queries, f32[B, T, 1, 1], of i32[B, T] positions."""
     steps = jnp.floor((positions.astype(jnp.float32) + spec.shift) / spec.length)

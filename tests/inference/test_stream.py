@@ -104,7 +104,8 @@ def test_a_recurrence_reads_a_text_that_turns_off_again(recurrent, read):
     assert read[0] == len(text)
 
 
-def test_a_text_that_outgrows_longrope_is_read_again(read):
+@pytest.fixture(scope="module")
+def longrope():
     """Beyond 16 tokens all keys are turned in another way, so that none can be kept."""
     cfg = CONFIGS["dense"]
     (layer,) = cfg.stacks[0].layers
@@ -112,7 +113,11 @@ def test_a_text_that_outgrows_longrope_is_read_again(read):
     mixer = dataclasses.replace(layer.mixer, rope=Rope(16, scaling=scaling))
     layer = dataclasses.replace(layer, mixer=mixer)
     model = zoo.Decoder(dataclasses.replace(cfg, stacks=(Stack(1, (layer,)),)))
-    params = random_params(model)
+    return model, random_params(model)
+
+
+def test_a_text_that_outgrows_longrope_is_read_again(longrope, read):
+    model, params = longrope
     session, long = Session(model, params), [*PROMPT, *range(15)]
     for text, new in ((PROMPT, 5), ([*PROMPT, *PROMPT], 5), (long, 20), (PROMPT, 5)):
         read.clear()
@@ -120,6 +125,16 @@ def test_a_text_that_outgrows_longrope_is_read_again(read):
         assert made == zoo.generate(model, params, [text], 4)[0]
         assert made[0] == model.apply(params, jnp.array([text])).logits[0, -1].argmax()
         assert read[0] == new
+
+
+def test_a_stream_that_outgrows_longrope_fills_its_cache_again(longrope, read):
+    model, params = longrope
+    prompt, wanted = list(range(13)), []
+    for _ in range(6):
+        wanted += zoo.generate(model, params, [prompt + wanted], 1)[0]
+    assert zoo.generate(model, params, [prompt, PROMPT], 6)[0] == wanted
+    assert list(stream(model, params, prompt, 6)) == wanted
+    assert read == [13, 1, 1, 1, 17, 1]
 
 
 def test_a_broken_off_stream_leaves_the_session_sound(small):

@@ -161,7 +161,8 @@ def read_rope(
     if len(kinds) > 1:
         raise keys.error(name, "rope_type and type differ; keep one")
     kind = kinds.pop() if kinds else "default"
-    fraction = left.pop("partial_rotary_factor", None) or keys["partial_rotary_factor"] or 1.0
+    outside = keys["partial_rotary_factor"]
+    fraction = left.pop("partial_rotary_factor", None) or outside or 1.0
     if fraction != 1.0 and not partial:
         raise keys.error("partial_rotary_factor", "this family rotates whole heads")
     dim = int(dim * fraction)
@@ -220,9 +221,13 @@ def _longrope(keys: Keys, need: Callable, left: dict) -> LongRope:
     short, far = (tuple(map(float, need(key))) for key in ("short_factor", "long_factor"))
     factor, given = left.pop("factor", None), left.pop("attention_factor", None)
     if given is None:
-        ratio = longest / original if factor is None else factor
-        given = 1.0 if ratio <= 1.0 else math.sqrt(1 + math.log(ratio) / math.log(original))
+        given = longrope_factor(longest / original if factor is None else factor, original)
     return LongRope(short, far, original, float(given), float(given))
+
+
+def longrope_factor(ratio: float, original: int) -> float:
+    """LongRoPE's factor on cos and sin, for `ratio` times the context of `original` tokens."""
+    return 1.0 if ratio <= 1.0 else math.sqrt(1 + math.log(ratio) / math.log(original))
 
 
 def write_rope(rope: Rope) -> dict:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo import rope
 from zoo.cache import Cache, grow
 from zoo.decoder import Decoder
 from zoo.inference import unstack
@@ -100,6 +101,20 @@ def _program(
     last = jnp.take_along_axis(out.hidden, lengths[:, None, None] - 1, axis=1)
     cache = grow(out.cache, max_new_tokens)
 
+    def refilled(state: _State) -> Cache:
+        """The cache of what was read so far, turned as the next token will be."""
+        text = jnp.pad(tokens, ((0, 0), (0, max_new_tokens)))
+        text = jax.vmap(jax.lax.dynamic_update_slice)(text, state.made, lengths[:, None])
+        held, at = state.cache.lengths[:, None], jnp.arange(text.shape[1])[None]
+        return model.apply(
+            params,
+            text,
+            segment_ids=(at < held).astype(jnp.int32),
+            positions=jnp.minimum(at, held),
+            cache=unstack.init_cache(model, *text.shape),
+            method="hidden",
+        ).cache
+
     def pick(hidden: jax.Array, step: jax.Array) -> jax.Array:
         logits = model.apply(params, hidden, method="logits")[:, 0]
         return choose(logits, sampling, jax.random.fold_in(key, step))
@@ -117,8 +132,12 @@ def _program(
 
     def advance(state: _State) -> _State:
         alive = (~state.done)[:, None].astype(jnp.int32)
+        cache = state.cache
+        for border in rope.borders(model.cfg.ropes):
+            crossing = ((cache.lengths == border) & ~state.done).any()
+            cache = jax.lax.cond(crossing, refilled, lambda state: state.cache, state)
         out = model.apply(
-            params, state.token[:, None], segment_ids=alive, cache=state.cache, method="hidden"
+            params, state.token[:, None], segment_ids=alive, cache=cache, method="hidden"
         )
         return record(state._replace(cache=out.cache), pick(out.hidden, state.step))
 

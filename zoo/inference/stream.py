@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.cache import Cache, grow, rewinds, slots
-from zoo.config import LongRope
 from zoo.decoder import Decoder
 from zoo.inference import unstack
 from zoo.inference.generate import check_prompts
 from zoo.inference.sampling import Sampling, choose, from_options
+from zoo.rope import borders
 
 PIECE, SLOTS = 32, 256
 """The smallest T and S."""
@@ -98,14 +98,18 @@ class Session:
             if self._held is not held:
                 raise ValueError("this stream has ended: its session went on with another prompt")
             self._held = None
-            cache = _with_room(cache, len(tokens) + 1)
-            token, cache = _read(
-                self._model, self._params, token, np.int32(1), cache, sampling, key, np.int32(step)
-            )
+            if len(tokens) in borders(self._model.cfg.ropes):
+                token, cache = self._read_prompt([*tokens, newest], sampling, key, step)
+            else:
+                cache = _with_room(cache, len(tokens) + 1)
+                token, cache = _read(
+                    self._model, self._params, token, np.int32(1), cache,
+                    sampling, key, np.int32(step),
+                )  # fmt: skip
             tokens.append(newest)
 
     def _read_prompt(
-        self, prompt: list[int], sampling: Sampling, key: jax.Array
+        self, prompt: list[int], sampling: Sampling, key: jax.Array, step: int = 0
     ) -> tuple[jax.Array, Cache]:
         known, cache = self._known(prompt), None
         if known:
@@ -117,16 +121,15 @@ class Session:
         if cache is not None:
             cache = _with_room(_rewound(cache, known), known + piece.shape[1])
         length = np.int32(len(new))
-        return _read(self._model, self._params, piece, length, cache, sampling, key, np.int32(0))
+        return _read(self._model, self._params, piece, length, cache, sampling, key, np.int32(step))
 
     def _known(self, prompt: list[int]) -> int:
         """How many tokens of a prompt the cache has already read as it would read them now."""
         if self._held is None:
             return 0
         longest = max(len(self._held.tokens), len(prompt))
-        for rope in self._model.cfg.ropes:
-            if isinstance(rope.scaling, LongRope) and longest > rope.scaling.original_length:
-                return 0  # it turns all keys of a longer text in another way
+        if any(longest > border for border in borders(self._model.cfg.ropes)):
+            return 0
         known = _shared(self._held.tokens, prompt[:-1])
         whole = known == len(self._held.tokens)
         return known if whole or rewinds(self._model.cfg) else 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from zoo.config import Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, read_rope, write_rope
-from zoo.hf.table import Flat, Linear, Row, Same
+from zoo.hf.table import Flat, Linear, Row, Same, Split
 
 IN_LAYER = "model.layers.{l}."
 IN_ATTENTION, IN_MLP = IN_LAYER + "self_attn.", IN_LAYER + "mlp."
@@ -36,9 +36,9 @@ SANDWICH_NORMS = (  # or "post", where a layer has no norms before its parts
     Row(IN_LAYER + "pre_feedforward_layernorm.weight", "ffn_norm/scale", Same()),
     Row(IN_LAYER + "post_feedforward_layernorm.weight", "ffn_post_norm/scale", Same()),
 )
-QK_NORM = (
-    Row(IN_ATTENTION + "q_norm.weight", "attn/q_norm/scale", Same()),
-    Row(IN_ATTENTION + "k_norm.weight", "attn/k_norm/scale", Same()),
+QK_NORM = (  # of a head, or of all heads of a token
+    Row(IN_ATTENTION + "q_norm.weight", "attn/q_norm/scale", Flat()),
+    Row(IN_ATTENTION + "k_norm.weight", "attn/k_norm/scale", Flat()),
 )
 FFN = (
     Row(IN_MLP + "gate_proj.weight", "mlp/gate/w", Linear()),
@@ -47,6 +47,12 @@ FFN = (
     Row(IN_MLP + "gate_proj.bias", "mlp/gate/b", Same()),
     Row(IN_MLP + "up_proj.bias", "mlp/up/b", Same()),
     Row(IN_MLP + "down_proj.bias", "mlp/down/b", Same()),
+)
+FUSED_QKV = (
+    Row(IN_ATTENTION + "qkv_proj.weight", ("attn/q/w", "attn/k/w", "attn/v/w"), Split(1, Linear())),
+)
+FUSED_GATE_UP = (
+    Row(IN_MLP + "gate_up_proj.weight", ("mlp/gate/w", "mlp/up/w"), Split(-1, Linear())),
 )
 EXPERTS = (
     Row(IN_MLP + "gate.weight", "moe/router/w", Linear()),

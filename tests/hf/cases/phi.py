@@ -1,0 +1,42 @@
+"""Phi-3, Phi-4, Phi-4-mini and Phi-3.5-MoE."""
+
+from tests.hf.cases.shared import SMALL, drop
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.5, 2.5, 4.0],
+}
+
+PHI = dict(**SMALL, pad_token_id=0)
+CASES = {
+    "phi3": ("Phi3", {**PHI, "sliding_window": 5, "rope_theta": 2.5e5}),
+    "phi3_long": (  # all positions of the tests are beyond the original length
+        "Phi3",
+        {
+            **drop(PHI, "head_dim"),
+            "original_max_position_embeddings": 4,
+            "rope_parameters": {**LONGROPE, "partial_rotary_factor": 0.75},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "phi3_crossing": (  # greedy text crosses the original length
+        "Phi3",
+        {
+            **drop(PHI, "head_dim"),
+            "num_key_value_heads": 1,
+            "original_max_position_embeddings": 40,
+            "rope_scaling": {**drop(LONGROPE, "rope_type"), "type": "longrope"},
+            "partial_rotary_factor": 0.75,
+        },
+    ),
+}
+GOLDEN = {"phi3_long": dict(dtype="bfloat16")}
+# Cards of the models, and the sizes of their files.
+PUBLISHED = {
+    "phi-3-mini-4k": (3.82, None),
+    "phi-3.5-mini": (3.82, None),
+    "phi-4": (14.66, None),
+    "phi-4-mini": (3.836, None),
+}
