@@ -133,7 +133,11 @@ def test_kimi_k2_is_read_as_deepseek_v3():
         ("llama-3.1-8b", {"model_type": "mamba"}, "known are .*llama, .*qwen3"),
         ("qwen3-0.6b", {"layer_types": ["full_attention"]}, "all 28 layers"),
         ("qwen3-0.6b", {"layer_types": ["chunked_attention"] * 28}, "known are full_attention"),
-        ("qwen3-0.6b", {"layer_types": ["sliding_attention"] * 28}, "need use_sliding_window"),
+        (
+            "qwen3-0.6b",
+            {"layer_types": ["sliding_attention"] * 28},
+            "need a sliding_window that is in use",
+        ),
         ("qwen3-30b-a3b", {"num_local_experts": 128}, "num_local_experts=128.*keep one"),
         ("deepseek-v3", {"scoring_func": "softmax"}, "scoring_func='softmax'.*only 'sigmoid'"),
         ("deepseek-v3", {"topk_method": "greedy"}, "topk_method='greedy'"),

@@ -15,40 +15,59 @@ from zoo.config import Config, stack_layers
 from zoo.hf.keys import IRRELEVANT
 from zoo.models import (
     deepseek_v3,
+    ernie4_5,
     gemma,
     gemma2,
     gemma3,
     glm4,
     gpt_oss,
+    granite,
+    hunyuan_v1_dense,
+    hyperclovax,
     llama,
     llama4,
+    ministral3,
+    mistral,
     olmo2,
     olmo3,
     phi3,
+    qwen2,
     qwen3,
     qwen3_moe,
+    seed_oss,
 )
 from zoo.models.family import Family, Storage, Wrapper, wrapped
 
 FAMILIES: tuple[Family, ...] = (
+    deepseek_v3.FAMILY,
+    ernie4_5.FAMILY,
     gemma.FAMILY,
     gemma2.FAMILY,
     gemma3.FAMILY,
     glm4.FAMILY,
     gpt_oss.FAMILY,
+    granite.FAMILY,
+    granite.SWA,
+    hunyuan_v1_dense.FAMILY,
+    hyperclovax.FAMILY,
     llama.FAMILY,
     llama4.FAMILY,
+    ministral3.FAMILY,
+    mistral.FAMILY,
+    mistral.MINISTRAL,
     olmo2.FAMILY,
     olmo3.FAMILY,
     phi3.FAMILY,
+    qwen2.FAMILY,
     qwen3.FAMILY,
     qwen3_moe.FAMILY,
-    deepseek_v3.FAMILY,
+    seed_oss.FAMILY,
 )
 
 WRAPPERS: tuple[Wrapper, ...] = (
     gemma3.WRAPPER,
     llama4.WRAPPER,
+    ministral3.WRAPPER,
 )
 
 

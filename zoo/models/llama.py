@@ -57,8 +57,10 @@ def to_hf(cfg: Config) -> dict:
     }
 
 
-def _preset(layers, d, n, k, f, vocab, theta, length, scaling=None, tied=False, h=128) -> Config:
-    norm = Norm(1e-5)
+def _preset(
+    layers, d, n, k, f, vocab, theta, length, scaling=None, tied=False, h=128, eps=1e-5
+) -> Config:
+    norm = Norm(eps)
     mixer = Attention(n, k, h, Rope(h, theta, scaling=scaling))
     stacks = stack_layers((Layer(mixer, MLP(f), norm),) * layers)
     return Config(vocab, d, stacks, norm, tied, length)
@@ -78,6 +80,8 @@ FAMILY = Family(
         "llama-2-7b": _preset(32, 4096, 32, 32, 11008, 32000, 1e4, 4096),
         "llama-2-13b": _preset(40, 5120, 40, 40, 13824, 32000, 1e4, 4096),
         "llama-2-70b": _preset(80, 8192, 64, 8, 28672, 32000, 1e4, 4096),
+        "llama-3-8b": _preset(32, 4096, 32, 8, 14336, 128256, 5e5, 8192),
+        "llama-3-70b": _preset(80, 8192, 64, 8, 28672, 128256, 5e5, 8192),
         "llama-3.1-8b": _31_8B,
         "llama-3.1-70b": _31_70B,
         "llama-3.1-405b": _preset(126, 16384, 128, 8, 53248, 128256, 5e5, 131072, _8X),
@@ -90,5 +94,11 @@ FAMILY = Family(
         "yi-6b": _preset(32, 4096, 32, 4, 11008, 64000, 5e6, 4096),
         "yi-9b": _preset(48, 4096, 32, 4, 11008, 64000, 5e6, 4096),
         "yi-34b": _preset(60, 7168, 56, 8, 20480, 64000, 5e6, 4096),
+        # from memory: theta of 1.7B, eps of Yi 1.5; parameter counts agree
+        "smollm2-360m": _preset(32, 960, 15, 5, 2560, 49152, 1e5, 8192, tied=True, h=64),
+        "smollm2-1.7b": _preset(24, 2048, 32, 32, 8192, 49152, 1.3e5, 8192, tied=True, h=64),
+        "yi-1.5-6b": _preset(32, 4096, 32, 4, 11008, 64000, 5e6, 4096, eps=1e-6),
+        "yi-1.5-9b": _preset(48, 4096, 32, 4, 11008, 64000, 5e6, 4096, eps=1e-6),
+        "yi-1.5-34b": _preset(60, 7168, 56, 8, 20480, 64000, 5e6, 4096, eps=1e-6),
     },
 )

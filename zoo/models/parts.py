@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zoo.config import Attention, Config, Layer, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, read_rope, write_rope
+from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
+from zoo.hf.keys import Keys, activation_name, read_rope, write_rope
 from zoo.hf.table import Flat, Linear, Row, Same, Split
 
 IN_LAYER = "model.layers.{l}."
@@ -150,6 +150,18 @@ def layer_windows(keys: Keys, default: Sequence[str], on: bool = True) -> list[i
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
+def late_windows(keys: Keys) -> list[int | None]:
+    """`layer_windows` of Qwen2 and 3: layers from max_window_layers on, if use_sliding_window."""
+    on, window, first = (
+        keys[k] for k in ("use_sliding_window", "sliding_window", "max_window_layers")
+    )
+    layers = range(keys.integer("num_hidden_layers"))
+    late = [
+        "sliding_attention" if on and window and i >= first else "full_attention" for i in layers
+    ]
+    return layer_windows(keys, late, on)
+
+
 def every(period: int, keys: Keys) -> list[str]:
     """Kinds of layers of which each `period`-th sees all and the others a window."""
     layers = range(1, keys.integer("num_hidden_layers") + 1)
@@ -189,6 +201,14 @@ def write_ropes(cfg: Config, local_theta: str) -> dict:
     return keys | ({local_theta: found[False].theta} if False in found else {})
 
 
+def uniform(keys: Keys, mixer: Attention, ffn: MLP, norm: Norm) -> Config:
+    """A decoder of equal layers, from the keys that all families share; closes `keys`."""
+    layers = (Layer(mixer, ffn, norm),) * keys.integer("num_hidden_layers")
+    cfg = decoder(keys, layers, norm)
+    keys.close()
+    return cfg
+
+
 def common(cfg: Config) -> dict:
     """The config keys that all families share."""
     return {
@@ -202,14 +222,14 @@ def common(cfg: Config) -> dict:
     }
 
 
-def heads(a: Attention, bias: str = "attention_bias") -> dict:
-    """The config keys of `attention`; `bias` is the family's key for that of q, k and v."""
+def heads(a: Attention, bias: str | None = "attention_bias") -> dict:
+    """The config keys of `attention`; `bias` is the family's key for that of q, k and v, if any."""
     return {
         "num_attention_heads": a.heads,
         "num_key_value_heads": a.kv_heads,
         "head_dim": a.head_dim,
-        bias: a.qkv_bias,
-        **write_rope(a.rope),
+        **({} if bias is None else {bias: a.qkv_bias}),
+        **({} if a.rope is None else write_rope(a.rope)),
     }
 
 
@@ -218,3 +238,17 @@ def windows(cfg: Config) -> dict:
     found = [la.mixer.window for la in cfg.layers]
     kinds = ["full_attention" if w is None else "sliding_attention" for w in found]
     return {"sliding_window": next(filter(None, found), None), "layer_types": kinds}
+
+
+def write_late_windows(cfg: Config) -> dict:
+    """The config keys of `late_windows`."""
+    found = windows(cfg)
+    return found | {
+        "use_sliding_window": found["sliding_window"] is not None,
+        "max_window_layers": found["layer_types"].count("full_attention"),
+    }
+
+
+def dense(ffn: MLP) -> dict:
+    """The config keys of a feed-forward network without biases."""
+    return {"intermediate_size": ffn.hidden, "hidden_act": activation_name(ffn.act)}

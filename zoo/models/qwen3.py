@@ -10,9 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, activation_name
+from zoo.hf.keys import Keys
 from zoo.models.family import Family
-from zoo.models.parts import ATTENTION, FFN, NORMS, QK_NORM, TOP, attention, common, decoder, heads
+from zoo.models.parts import (
+    ATTENTION,
+    FFN,
+    NORMS,
+    QK_NORM,
+    TOP,
+    attention,
+    common,
+    decoder,
+    dense,
+    heads,
+    late_windows,
+    write_late_windows,
+)
 
 DEFAULTS = {
     "vocab_size": 151936,
@@ -43,7 +56,7 @@ def from_hf(hf: Mapping) -> Config:
     bias = keys["attention_bias"]
     layers = tuple(
         Layer(attention(keys, o_bias=bias, qk_norm=norm, window=window), ffn, norm)
-        for window in _windows(keys)
+        for window in late_windows(keys)
     )
     cfg = decoder(keys, layers, norm)
     keys.close()
@@ -53,37 +66,12 @@ def from_hf(hf: Mapping) -> Config:
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type qwen3."""
     layer = cfg.layers[0]
-    windows = [la.mixer.window for la in cfg.layers]
-    kinds = ["full_attention" if w is None else "sliding_attention" for w in windows]
     return {
         **common(cfg),
         **heads(layer.mixer),
-        "intermediate_size": layer.ffn.hidden,
-        "hidden_act": activation_name(layer.ffn.act),
-        "use_sliding_window": any(windows),
-        "sliding_window": next(filter(None, windows), None),
-        "max_window_layers": kinds.count("full_attention"),
-        "layer_types": kinds,
+        **dense(layer.ffn),
+        **write_late_windows(cfg),
     }
-
-
-def _windows(keys: Keys) -> list[int | None]:
-    """Each layer's window: the config's where a layer is of the sliding kind."""
-    layers, on = keys.integer("num_hidden_layers"), keys["use_sliding_window"]
-    window, first, kinds = (keys[k] for k in ("sliding_window", "max_window_layers", "layer_types"))
-    if kinds is None:
-        sliding = on and window is not None
-        kinds = [
-            "sliding_attention" if sliding and i >= first else "full_attention"
-            for i in range(layers)
-        ]
-    if len(kinds) != layers:
-        raise keys.error("layer_types", f"it must name all {layers} layers")
-    if not set(kinds) <= {"full_attention", "sliding_attention"}:
-        raise keys.error("layer_types", "known are full_attention and sliding_attention")
-    if "sliding_attention" in kinds and not (on and window):
-        raise keys.error("layer_types", "sliding layers need use_sliding_window and sliding_window")
-    return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
 def _preset(layers, d, n, f, tied=False, theta=1e6, length=40960) -> Config:
