@@ -31,6 +31,7 @@ from zoo.models import (
     olmo2,
     olmo3,
     phi3,
+    phimoe,
     qwen2,
     qwen3,
     qwen3_moe,
@@ -58,6 +59,7 @@ FAMILIES: tuple[Family, ...] = (
     olmo2.FAMILY,
     olmo3.FAMILY,
     phi3.FAMILY,
+    phimoe.FAMILY,
     qwen2.FAMILY,
     qwen3.FAMILY,
     qwen3_moe.FAMILY,
@@ -116,12 +118,13 @@ def config_from_hf(source: str | os.PathLike | Mapping) -> Config:
     whole = wrapper(hf)
     text = hf if whole is None else _text_part(hf, whole)
     found = family(text["model_type"])
-    known = found if whole is None else whole
+    known = (found.architecture, *found.other_architectures)
+    known = known if whole is None else (whole.architecture,)
     for architecture in hf.get("architectures") or ():
-        if architecture != known.architecture:
+        if architecture not in known:
             raise ValueError(
                 f"architecture {architecture!r} of model_type {hf['model_type']!r} is not known; "
-                f"only {known.architecture} is"
+                f"only {' or '.join(known)} is"
             )
     return found.from_hf(text)
 

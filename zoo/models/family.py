@@ -24,6 +24,7 @@ class Family:
         to_hf: writes keys that transformers 4 and 5 both read.
         presets: name -> Config of released models.
         aliases: other model types that are read as this one.
+        other_architectures: names of other classes for the same, in released files.
         extras: patterns of tensors that we do not use but carry along; `{layers}` in one is the
             number of layers.
         copies: tensors of a layer of multi-token prediction that repeat one of the main model ->
@@ -37,6 +38,7 @@ class Family:
     to_hf: Callable[[Config], dict]
     presets: Mapping[str, Config]
     aliases: tuple[str, ...] = ()
+    other_architectures: tuple[str, ...] = ()
     extras: tuple[str, ...] = (INV_FREQ,)
     copies: Mapping[str, str] = field(default_factory=dict)
 

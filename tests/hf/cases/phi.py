@@ -10,6 +10,7 @@ LONGROPE = {
 }
 
 PHI = dict(**SMALL, pad_token_id=0)
+MOE = dict(**PHI, experts_implementation="eager")
 CASES = {
     "phi3": ("Phi3", {**PHI, "sliding_window": 5, "rope_theta": 2.5e5}),
     "phi3_long": (  # all positions of the tests are beyond the original length
@@ -31,8 +32,35 @@ CASES = {
             "partial_rotary_factor": 0.75,
         },
     ),
+    "phimoe": (
+        "Phimoe",
+        {
+            **MOE,
+            "num_local_experts": 4,
+            "attention_bias": True,
+            "lm_head_bias": True,
+            "router_jitter_noise": 0.2,
+            "sliding_window": 5,
+        },
+    ),
+    "phimoe_long": (
+        "Phimoe",
+        {
+            **drop(MOE, "head_dim"),
+            "num_local_experts": 6,
+            "router_jitter_noise": 0.1,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 1.1, 1.3, 1.4],
+                "long_factor": [1.5, 2.5, 4.0, 5.0],
+                "short_mscale": 1.1,
+                "long_mscale": 1.3,
+                "original_max_position_embeddings": 40,
+            },
+        },
+    ),
 }
-GOLDEN = {"phi3_long": dict(dtype="bfloat16")}
+GOLDEN = {"phi3_long": dict(dtype="bfloat16"), "phimoe": dict(dtype="bfloat16")}
 # Cards of the models, and the sizes of their files.
 PUBLISHED = {
     "phi-3-mini-4k": (3.82, None),

@@ -1,0 +1,131 @@
+"""Keys as released files have them, where they are unlike what transformers writes now."""
+
+import json
+
+import pytest
+
+from zoo import models
+
+GEMMA_3_4B = json.loads("""{
+  "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999,
+  "eoi_token_index": 256000, "eos_token_id": [1, 106], "image_token_index": 262144,
+  "initializer_range": 0.02, "mm_tokens_per_image": 256, "model_type": "gemma3",
+  "text_config": {"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+    "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    "sliding_window": 1024},
+  "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0",
+  "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"}}""")
+GEMMA_7B = json.loads("""{
+  "architectures": ["GemmaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+  "bos_token_id": 2, "eos_token_id": 1, "head_dim": 256, "hidden_act": "gelu",
+  "hidden_activation": null, "hidden_size": 3072, "initializer_range": 0.02,
+  "intermediate_size": 24576, "max_position_embeddings": 8192, "model_type": "gemma",
+  "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 16,
+  "pad_token_id": 0, "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 10000.0,
+  "torch_dtype": "bfloat16", "use_cache": true, "vocab_size": 256000}""")
+OLMO_3_7B = json.loads("""{
+  "architectures": ["Olmo3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+  "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
+  "max_position_embeddings": 65536, "model_type": "olmo3", "num_attention_heads": 32,
+  "num_hidden_layers": 32, "num_key_value_heads": 32, "rms_norm_eps": 1e-06,
+  "rope_scaling": {"attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0,
+    "factor": 8.0, "original_max_position_embeddings": 8192, "rope_type": "yarn"},
+  "rope_theta": 500000, "sliding_window": 4096, "tie_word_embeddings": false,
+  "vocab_size": 100278}""")
+PHI_4_MINI = json.loads("""{
+  "architectures": ["Phi3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+  "embd_pdrop": 0.0, "full_attn_mod": 1, "hidden_act": "silu", "hidden_size": 3072,
+  "intermediate_size": 8192, "interpolate_factor": 1, "lm_head_bias": false,
+  "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "phi3",
+  "num_attention_heads": 24, "num_hidden_layers": 32, "num_key_value_heads": 8,
+  "original_max_position_embeddings": 4096, "pad_token_id": 199999, "partial_rotary_factor": 0.75,
+  "resid_pdrop": 0.0, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 262144,
+  "tie_word_embeddings": true, "vocab_size": 200064}""")
+_SCALING = models.config("phi-4-mini").layers[0].mixer.rope.scaling
+PHI_4_MINI["rope_scaling"] = {
+    "type": "longrope", "short_factor": list(_SCALING.short), "long_factor": list(_SCALING.long)
+}  # fmt: skip
+PHI_MOE = {
+    "architectures": ["PhiMoEForCausalLM"],
+    "model_type": "phimoe",
+    "hidden_size": 128,
+    "original_max_position_embeddings": 16,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1.5, 2.5],
+        "long_factor": [3.5, 4.5],
+        "short_mscale": 1.25,
+        "long_mscale": 1.5,
+        "original_max_position_embeddings": 16,
+    },
+}
+RELEASED = {
+    "gemma-3-4b": GEMMA_3_4B,
+    "gemma-7b": GEMMA_7B,
+    "olmo-3-7b": OLMO_3_7B,
+    "phi-4-mini": PHI_4_MINI,
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_configs_are_the_presets(name):
+    assert models.config_from_hf(RELEASED[name]) == models.config(name)
+
+
+def test_longrope_without_factors_has_that_of_both_lengths():
+    """sqrt(1 + ln 32 / ln 4096) = 1.1902 (arXiv:2402.13753)."""
+    assert _SCALING.short_factor == _SCALING.long_factor == pytest.approx(1.1902, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["su", "yarn"])
+def test_first_names_of_longrope(name):
+    scaling = {**PHI_4_MINI["rope_scaling"], "type": name}
+    hf = {**PHI_4_MINI, "rope_scaling": scaling}
+    assert models.config_from_hf(hf) == models.config("phi-4-mini")
+
+
+def test_phimoe_turns_by_the_divisors_of_short_texts():
+    scaling = models.config_from_hf(PHI_MOE).layers[0].mixer.rope.scaling
+    assert scaling.short == scaling.long == (1.5, 2.5)
+    assert (scaling.short_factor, scaling.long_factor) == (1.25, 1.5)
+
+
+_PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+_GEMMA_3 = {"model_type": "gemma3_text"}
+
+
+@pytest.mark.parametrize(
+    ("hf", "change", "message"),
+    [
+        (GEMMA_7B, {"hidden_activation": "silu"}, "'silu'.*hidden_act='gelu' says"),
+        (GEMMA_7B, {"use_bidirectional_attention": True}, "only causal attention"),
+        (_GEMMA_3, {"rope_parameters": _PLAIN}, "full_attention and sliding_attention"),
+        (_GEMMA_3, {"rope_parameters": {"full_attention": _PLAIN}}, "one rotation each"),
+        (
+            _GEMMA_3,
+            {
+                "rope_parameters": {"full_attention": _PLAIN, "sliding_attention": _PLAIN},
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            },
+            "keep one",
+        ),
+        (_GEMMA_3, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+        (OLMO_3_7B, {"rope_theta": 1e4}, "transformers 4 and 5 differ"),
+        (PHI_4_MINI, {"lm_head_bias": True}, "lm_head_bias=True"),
+        (
+            PHI_4_MINI,
+            {
+                "rope_scaling": {
+                    **PHI_4_MINI["rope_scaling"], "original_max_position_embeddings": 8192
+                }
+            },
+            "original_max_position_embeddings=4096",
+        ),
+        (PHI_MOE, {"original_max_position_embeddings": 32}, "rope_scaling says 16"),
+        (PHI_MOE, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "only longrope"),
+        (PHI_MOE, {"architectures": ["PhiMoE"]}, "only PhimoeForCausalLM or PhiMoEForCausalLM"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_named(hf, change, message):
+    with pytest.raises(ValueError, match=message):
+        models.config_from_hf({**hf, **change})
