@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from zoo.config import MLP, Activation, Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, activation_name
 from zoo.models.family import Family
-from zoo.models.parts import ATTENTION, FFN, NORMS, TOP, attention, common, decoder, heads
+from zoo.models.parts import ATTENTION, FFN, NORMS, TOP, attention, common, decoder, dense, heads
 
 DEFAULTS = {
     "vocab_size": 256000,
@@ -48,13 +48,11 @@ def from_hf(hf: Mapping) -> Config:
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type gemma; transformers 4 reads `hidden_activation` first."""
     layer = cfg.layers[0]
-    act = activation_name(layer.ffn.act)
     return {
         **common(cfg),
         **heads(layer.mixer),
-        "intermediate_size": layer.ffn.hidden,
-        "hidden_act": act,
-        "hidden_activation": act,
+        **dense(layer.ffn),
+        "hidden_activation": activation_name(layer.ffn.act),
     }
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, activation_name, read_rope
+from zoo.hf.keys import Keys, read_rope
 from zoo.hf.table import Row, Same
 from zoo.models import parts
 from zoo.models.family import Family
-from zoo.models.parts import IN_LAYER, attention, common, decoder, head_dim, heads
+from zoo.models.parts import IN_LAYER, attention, common, decoder, dense, head_dim, heads
 
 DEFAULTS = {
     "vocab_size": 151552,
@@ -53,13 +53,12 @@ def from_hf(hf: Mapping) -> Config:
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type glm4."""
-    mixer, ffn = cfg.layers[0].mixer, cfg.layers[0].ffn
+    mixer = cfg.layers[0].mixer
     return {
         **common(cfg),
         **heads(mixer),
         "partial_rotary_factor": mixer.rope.dim / mixer.head_dim,
-        "intermediate_size": ffn.hidden,
-        "hidden_act": activation_name(ffn.act),
+        **dense(cfg.layers[0].ffn),
     }
 
 

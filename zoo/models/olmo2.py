@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, activation_name, read_rope
+from zoo.hf.keys import Keys, read_rope
 from zoo.models import parts
 from zoo.models.family import Family
-from zoo.models.parts import attention, common, decoder, head_dim, heads
+from zoo.models.parts import attention, common, decoder, dense, head_dim, heads
 
 DEFAULTS = {
     "vocab_size": 50304,
@@ -44,12 +44,11 @@ def from_hf(hf: Mapping) -> Config:
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type olmo2."""
-    mixer, ffn = cfg.layers[0].mixer, cfg.layers[0].ffn
+    mixer = cfg.layers[0].mixer
     return {
         **common(cfg),
         **heads(mixer),
-        "intermediate_size": ffn.hidden,
-        "hidden_act": activation_name(ffn.act),
+        **dense(cfg.layers[0].ffn),
     }
 
 

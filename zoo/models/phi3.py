@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, LongRope, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, activation_name, longrope_factor, read_rope
+from zoo.hf.keys import Keys, longrope_factor, read_rope
 from zoo.models import parts
 from zoo.models.family import Family
-from zoo.models.parts import attention, common, decoder, head_dim, heads
+from zoo.models.parts import attention, common, dense, head_dim, heads, uniform
 
 DEFAULTS = {
     "vocab_size": 32064,
@@ -49,23 +49,20 @@ def from_hf(hf: Mapping) -> Config:
         keys, head_dim(keys), partial=True, take=lambda found: _standardize(keys, found)
     )
     mixer = attention(keys, rope=rope, window=keys["sliding_window"])
-    layer = Layer(mixer, MLP(keys.integer("intermediate_size"), keys.activation()), norm)
-    cfg = decoder(keys, (layer,) * keys.integer("num_hidden_layers"), norm)
-    keys.close()
-    return cfg
+    ffn = MLP(keys.integer("intermediate_size"), keys.activation())
+    return uniform(keys, mixer, ffn, norm)
 
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type phi3."""
-    mixer, ffn = cfg.layers[0].mixer, cfg.layers[0].ffn
+    mixer = cfg.layers[0].mixer
     return {
         **common(cfg),
         **heads(mixer),
         **_rope_keys(mixer.rope, cfg.max_length),
         "partial_rotary_factor": mixer.rope.dim / mixer.head_dim,
         "sliding_window": mixer.window,
-        "intermediate_size": ffn.hidden,
-        "hidden_act": activation_name(ffn.act),
+        **dense(cfg.layers[0].ffn),
     }
 
 
