@@ -196,10 +196,15 @@ class Decoder(nn.Module):
         return nn.meta.unbox(self.boxed_init(rngs, tokens, *args, **kwargs))
 
     @nn.nowrap
-    def init_with_output(self, rngs, tokens: jax.Array, *args, **kwargs) -> tuple[Output, dict]:
-        """The `Output` of a call beside `init`'s parameters; flax's bridge to NNX asks for both."""
+    def init_with_output(
+        self, rngs, tokens: jax.Array, *args, method: Any = None, **kwargs
+    ) -> tuple[Output, dict]:
+        """The `Output` of a call beside `init`'s parameters; flax's bridge to NNX asks for both.
+
+        `method` is the one called, as in `apply`: there are parameters for all of them.
+        """
         params = self.init(rngs, tokens, *args, **kwargs)
-        return self.apply(params, tokens, *args, **kwargs), params
+        return self.apply(params, tokens, *args, method=method, **kwargs), params
 
     @nn.nowrap
     def boxed_init(self, rngs, tokens: jax.Array, *args, **kwargs) -> dict:
