@@ -64,6 +64,17 @@ def test_granite_swa_has_a_theta_per_layer():
     assert {layer.mixer.rope for layer in plain.layers} == {Rope(128, 1e4)}
 
 
+def test_layers_of_smollm3_without_positions_have_the_window():
+    hf = {"model_type": "smollm3", "num_hidden_layers": 5, "no_rope_layer_interval": 2}
+    plain = models.config_from_hf(hf)
+    cfg = models.config_from_hf({**hf, "use_sliding_window": True, "sliding_window": 64})
+    for found, window in ((plain, None), (cfg, 64)):
+        kinds = [(la.mixer.rope, la.mixer.window) for la in found.layers]
+        turned, fixed = (Rope(128, 2e6), None), (None, window)
+        assert kinds == [turned, fixed, turned, fixed, turned]
+    assert models.config_from_hf(models.config_to_hf(cfg)) == cfg
+
+
 @pytest.mark.parametrize(
     ("hf", "message"),
     [

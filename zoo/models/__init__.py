@@ -36,6 +36,7 @@ from zoo.models import (
     qwen3,
     qwen3_moe,
     seed_oss,
+    smollm3,
 )
 from zoo.models.family import Family, Storage, Wrapper, wrapped
 
@@ -64,6 +65,7 @@ FAMILIES: tuple[Family, ...] = (
     qwen3.FAMILY,
     qwen3_moe.FAMILY,
     seed_oss.FAMILY,
+    smollm3.FAMILY,
 )
 
 WRAPPERS: tuple[Wrapper, ...] = (

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Placement, Rope, stack_layers
-from zoo.hf.keys import Keys, read_rope, write_rope
+from zoo.hf.keys import Keys, read_rope
 from zoo.hf.table import Row, Same
 from zoo.models import parts
 from zoo.models.family import Family
@@ -81,11 +81,10 @@ def swa_from_hf(hf: Mapping) -> Config:
 def swa_to_hf(cfg: Config) -> dict:
     """The config keys of model_type granite_swa."""
     ropes = [layer.mixer.rope for layer in cfg.layers]
-    turned = next(filter(None, ropes), None)
     return {
         **to_hf(cfg),
         **parts.windows(cfg),
-        **({} if turned is None else write_rope(turned)),
+        **parts.write_first_rope(cfg),
         "layer_rope_theta": [0 if rope is None else rope.theta for rope in ropes],
     }
 

@@ -233,6 +233,13 @@ def heads(a: Attention, bias: str | None = "attention_bias") -> dict:
     }
 
 
+def write_first_rope(cfg: Config) -> dict:
+    """The config keys of the first layer's rotation that has one, where layers have none."""
+    ropes = (layer.mixer.rope for layer in cfg.layers)
+    rope = next(filter(None, ropes), None)
+    return {} if rope is None else write_rope(rope)
+
+
 def windows(cfg: Config) -> dict:
     """The config keys of `layer_windows`."""
     found = [la.mixer.window for la in cfg.layers]

@@ -30,13 +30,13 @@ DEFAULTS = {
     "sliding_window": 4096,
     "max_window_layers": 28,
     "layer_types": None,
+    "use_mrope": False,  # in R1-Distill-Qwen; the class has no such key
 }
-UNUSED = frozenset({"use_mrope"})  # R1-Distill-Qwen has it, false
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type qwen2."""
-    keys = Keys(hf, DEFAULTS, UNUSED)
+    keys = Keys(hf, DEFAULTS)
     norm = Norm(float(keys["rms_norm_eps"]))
     ffn = MLP(keys.integer("intermediate_size"), keys.activation())
     layers = tuple(
