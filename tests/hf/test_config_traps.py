@@ -1,4 +1,4 @@
-"""Configs whose positions are written in a family's own way."""
+"""Configs of dense families that have traps, most in how positions are written."""
 
 from __future__ import annotations
 
@@ -31,6 +31,25 @@ DEVSTRAL_2 = {
     },
     "vocab_size": 131072,
 }  # fmt: skip
+
+SMALL_31 = {
+    "architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3",
+    "image_token_index": 10, "multimodal_projector_bias": False, "projector_hidden_act": "gelu",
+    "spatial_merge_size": 2, "vision_feature_layer": -1, "vision_config": {"model_type": "pixtral"},
+    "text_config": {
+        "attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120,
+        "intermediate_size": 32768, "max_position_embeddings": 131072, "model_type": "mistral",
+        "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5, "rope_theta": 1e9, "sliding_window": None, "vocab_size": 131072,
+    },
+}  # fmt: skip
+
+
+def test_mistral3_holds_either_of_two_families():
+    assert models.config_from_hf(SMALL_31) == models.config("mistral-small-3.1-24b")
+    inner = {key: value for key, value in DEVSTRAL_2.items() if key != "architectures"}
+    cfg = models.config_from_hf({**SMALL_31, "text_config": inner})
+    assert cfg == models.config("devstral-2-123b")
 
 
 def test_alpha_stretches_hunyuans_theta():
