@@ -54,12 +54,27 @@ FUSED_QKV = (
 FUSED_GATE_UP = (
     Row(IN_MLP + "gate_up_proj.weight", ("mlp/gate/w", "mlp/up/w"), Split(-1, Linear())),
 )
+# Experts side by side, as transformers 5 holds them and `save_original_format=False` writes them.
+FUSED_EXPERTS = (
+    Row(IN_MLP + "experts.gate_up_proj", ("moe/gate/w", "moe/up/w"), Split(-1, Linear(lead=1))),
+    Row(IN_MLP + "experts.down_proj", "moe/down/w", Linear(lead=1)),
+)
 EXPERTS = (
     Row(IN_MLP + "gate.weight", "moe/router/w", Linear()),
     Row(IN_MLP + "experts.{e}.gate_proj.weight", "moe/gate/w", Linear()),
     Row(IN_MLP + "experts.{e}.up_proj.weight", "moe/up/w", Linear()),
     Row(IN_MLP + "experts.{e}.down_proj.weight", "moe/down/w", Linear()),
+    *FUSED_EXPERTS,
 )
+
+
+def shared_expert(name: str) -> tuple[Row, ...]:
+    """The MLP beside the routed experts, whose name on disk differs."""
+    return tuple(
+        Row(f"{IN_MLP}{name}.{part}_proj.{leaf}", f"moe/shared/{part}/{ours}", op)
+        for part in ("gate", "up", "down")
+        for leaf, ours, op in (("weight", "w", Linear()), ("bias", "b", Same()))
+    )
 
 
 def predictors(table: tuple[Row, ...]) -> tuple[Row, ...]:

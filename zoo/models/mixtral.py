@@ -1,0 +1,100 @@
+"""Mixtral 8x7B, 8x22B (arXiv:2401.04088).
+
+Differs from Llama: every feed-forward network is a mixture of experts, routed by a softmax over all
+experts in the model's dtype, the chosen weights renormalised and kept in float32. A sliding window,
+if there is one, covers all layers. `intermediate_size` is an expert's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from zoo.config import Attention, Config, Layer, MoE, Norm, Rope, stack_layers
+from zoo.hf.keys import Keys, activation_name
+from zoo.hf.table import Linear, Row
+from zoo.models import parts
+from zoo.models.family import Family
+from zoo.models.parts import attention, common, decoder, heads
+
+DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1_000_000.0,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "sliding_window": None,
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+}
+UNUSED = frozenset({"router_jitter_noise"})  # of training
+
+IN_MOE = parts.IN_LAYER + "block_sparse_moe."
+# `mlp` is what transformers 5 calls the mixture in memory.
+EXPERTS = (
+    Row(IN_MOE + "gate.weight", "moe/router/w", Linear()),
+    Row(parts.IN_MLP + "gate.weight", "moe/router/w", Linear()),
+    Row(IN_MOE + "experts.{e}.w1.weight", "moe/gate/w", Linear()),
+    Row(IN_MOE + "experts.{e}.w3.weight", "moe/up/w", Linear()),
+    Row(IN_MOE + "experts.{e}.w2.weight", "moe/down/w", Linear()),
+    *parts.FUSED_EXPERTS,
+)
+
+
+def from_hf(hf: Mapping) -> Config:
+    """Reads a config of model_type mixtral."""
+    keys = Keys(hf, DEFAULTS, UNUSED)
+    norm, window = Norm(float(keys["rms_norm_eps"])), keys["sliding_window"]
+    mixer = attention(keys, qkv_bias=False, window=window)
+    moe = MoE(
+        experts=keys.integer(keys.alias("num_local_experts", "num_experts")),
+        top_k=keys.integer("num_experts_per_tok"),
+        hidden=keys.integer("intermediate_size"),
+        act=keys.activation(),
+        fp32_weights=True,
+    )
+    cfg = decoder(keys, (Layer(mixer, moe, norm),) * keys.integer("num_hidden_layers"), norm)
+    keys.close()
+    return cfg
+
+
+def to_hf(cfg: Config) -> dict:
+    """The config keys of model_type mixtral."""
+    mixer, moe = cfg.layers[0].mixer, cfg.layers[0].ffn
+    return {
+        **common(cfg),
+        **heads(mixer),
+        "intermediate_size": moe.hidden,
+        "hidden_act": activation_name(moe.act),
+        "sliding_window": mixer.window,
+        "num_local_experts": moe.experts,
+        "num_experts_per_tok": moe.top_k,
+    }
+
+
+def _preset(layers, d, n, f, vocab, length) -> Config:
+    norm = Norm(1e-5)
+    layer = Layer(Attention(n, 8, 128, Rope(128, 1e6)), MoE(8, 2, f, fp32_weights=True), norm)
+    stacks = stack_layers((layer,) * layers)
+    return Config(vocab, d, stacks, norm, max_length=length, family="mixtral")
+
+
+FAMILY = Family(
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    table=(*parts.TOP, *parts.NORMS, *parts.ATTENTION, *EXPERTS),
+    from_hf=from_hf,
+    to_hf=to_hf,
+    presets={
+        "mixtral-8x7b": _preset(32, 4096, 32, 14336, 32000, 32768),
+        "mixtral-8x22b": _preset(56, 6144, 48, 16384, 32768, 65536),
+    },
+)
