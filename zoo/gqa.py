@@ -61,10 +61,10 @@ class GroupedQueryAttention(nn.Module):
                 ("v", spec.kv_heads, "kv_heads"),
             )
         )  # fmt: skip
-        if spec.clip is not None:
-            q, k, v = (jnp.clip(t, -spec.clip, spec.clip) for t in (q, k, v))
         if not spec.norm_after_rope:
             q, k = self._normalized(q, k)
+        if spec.clip is not None:
+            q, k, v = (jnp.clip(t, -spec.clip, spec.clip) for t in (q, k, v))
         if spec.rope is not None:
             q, k = (rotate(t, *turn, spec.rope.interleaved) for t in (q, k))
         if spec.norm_after_rope:

@@ -16,8 +16,8 @@ from zoo.training.losses import load_balance
 reference = pytest.importorskip(
     "tests.parity.reference", reason="live parity needs torch and transformers"
 )
-FUSED = ("mixtral", "qwen2_moe", "qwen3_moe")
-BALANCED = ("mixtral", "qwen2_moe", "qwen3_moe")
+FUSED = ("ernie4_5_moe", "minimax_m2", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
+BALANCED = ("ernie4_5_moe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -50,7 +50,7 @@ class Attention:
         chunk: keeps the tokens of the same chunk of so many (Llama 4).
         qk_norm: normalises each head of q and k, before the rotation or, with `norm_after_rope`,
             after it; with `norm_heads` all heads of a token together (OLMo 2).
-        clip: bound on the magnitude of q, k and v (OLMo).
+        clip: bound on the magnitude of v, and of q and k after a norm before the rotation (OLMo).
         scale: multiplies the scores; None is head_dim**-0.5.
         softcap: c * tanh(scores / c) bounds the scores (Gemma 2).
         sinks: a learnt score per head that takes part in the softmax and has no value (gpt-oss).

@@ -177,6 +177,19 @@ def late_windows(keys: Keys) -> list[int | None]:
     return layer_windows(keys, late, on)
 
 
+def sparse_layers(keys: Keys, dense: int) -> list[bool]:
+    """Which layers are mixtures: by mlp_layer_types, or all but the first `dense`.
+
+    Raises:
+        ValueError: mlp_layer_types is not dense or sparse per layer.
+    """
+    kinds, layers = keys["mlp_layer_types"], keys.integer("num_hidden_layers")
+    kinds = ["sparse" if i >= dense else "dense" for i in range(layers)] if kinds is None else kinds
+    if len(kinds) != layers or not set(kinds) <= {"dense", "sparse"}:
+        raise keys.error("mlp_layer_types", f"it needs dense or sparse for each of {layers} layers")
+    return [kind == "sparse" for kind in kinds]
+
+
 def every(period: int, keys: Keys) -> list[str]:
     """Kinds of layers of which each `period`-th sees all and the others a window."""
     layers = range(1, keys.integer("num_hidden_layers") + 1)
@@ -253,6 +266,12 @@ def write_first_rope(cfg: Config) -> dict:
     ropes = (layer.mixer.rope for layer in cfg.layers)
     rope = next(filter(None, ropes), None)
     return {} if rope is None else write_rope(rope)
+
+
+def mlp_layer_types(cfg: Config) -> dict:
+    """The config keys of `sparse_layers`, for classes that know it or first_k_dense_replace."""
+    kinds = ["dense" if isinstance(la.ffn, MLP) else "sparse" for la in cfg.layers]
+    return {"mlp_layer_types": kinds, "first_k_dense_replace": kinds.index("sparse")}
 
 
 def windows(cfg: Config) -> dict:
