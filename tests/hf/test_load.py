@@ -19,6 +19,7 @@ from zoo.hf.layout import shapes
 from zoo.hf.load import flatten, load
 from zoo.hf.safetensors import File, Spec, layout, write
 from zoo.hf.source import open_source
+from zoo.hf.table import expand
 
 FOLDER = Path(__file__).parent.parent / "golden"
 SHARDED = "deepseek_v3_yarn"
@@ -57,10 +58,13 @@ def test_parameters(folder):
     ckpt = load(folder)
     flat = flatten(ckpt.params["params"])
     assert {path: a.shape for path, a in flat.items()} == shapes(ckpt.config)
-    stored = {spec.dtype for spec in ckpt.source.specs.values()} - {np.dtype(np.float32)}
-    for path, array in flat.items():
-        exact = np.dtype(np.float32) if path.endswith("moe/bias/b") else None
-        assert array.dtype == (exact or (stored or {np.dtype(np.float32)}).copy().pop())
+    specs, table = ckpt.source.specs, models.storage(ckpt.config, ckpt.source.config).table
+    for tensor in expand(ckpt.config, table, specs).values():
+        for path in (part.path for part in tensor.parts):
+            stays = (
+                np.dtype(np.float32) if path.endswith("moe/bias/b") else specs[tensor.name].dtype
+            )
+            assert flat[path].dtype == stays, path
     assert ckpt.tokenizer.get_vocab_size() == 92
     assert bool(ckpt.source.extras) == (models.wrapper(ckpt.source.config) is not None)
 
