@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,8 +39,7 @@ def files(
         found[GENERATION] = json_bytes(dict(generation))
         tokens = {name: generation[name] for name in TOKENS if name in generation}
     if source is None:
-        kinds = {d for name, d in dtypes.items() if not name.endswith("e_score_correction_bias")}
-        main = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+        main, _ = Counter(dtypes.values()).most_common(1)[0]  # routers and biases may be wider
         found[CONFIG] = json_bytes(
             {
                 **config_to_hf(config),
