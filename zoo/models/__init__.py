@@ -14,6 +14,7 @@ from pathlib import Path
 from zoo.config import Config, stack_layers
 from zoo.hf.keys import IRRELEVANT
 from zoo.models import (
+    deepseek_v2,
     deepseek_v3,
     ernie4_5,
     ernie4_5_moe,
@@ -46,6 +47,7 @@ from zoo.models import (
 from zoo.models.family import Family, Storage, Wrapper, wrapped
 
 FAMILIES: tuple[Family, ...] = (
+    deepseek_v2.FAMILY,
     deepseek_v3.FAMILY,
     ernie4_5.FAMILY,
     ernie4_5_moe.FAMILY,

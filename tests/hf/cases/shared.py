@@ -35,3 +35,19 @@ YARN = {
 def drop(kwargs: dict, *names: str) -> dict:
     """kwargs without some keys."""
     return {k: v for k, v in kwargs.items() if k not in names}
+
+
+LATENT = dict(
+    **drop(SMALL, "head_dim", "num_hidden_layers", "num_key_value_heads"),
+    **EXPERTS,
+    num_hidden_layers=3,
+    num_key_value_heads=4,
+    kv_lora_rank=16,
+    q_lora_rank=20,
+    qk_rope_head_dim=8,
+    qk_nope_head_dim=12,
+    v_head_dim=10,
+    n_routed_experts=8,
+    first_k_dense_replace=1,
+)
+"""Latent attention and experts, as DeepSeek-V3 and those after it name them."""

@@ -1,26 +1,13 @@
 """DeepSeek-V3 and Kimi K2."""
 
-from tests.hf.cases.shared import EXPERTS, SMALL, YARN, drop
+from tests.hf.cases.shared import LATENT, YARN
 
-MLA = dict(
-    num_key_value_heads=4,
-    kv_lora_rank=16,
-    q_lora_rank=20,
-    qk_rope_head_dim=8,
-    qk_nope_head_dim=12,
-    v_head_dim=10,
-    n_routed_experts=8,
-    first_k_dense_replace=1,
-    num_hidden_layers=3,
-    rms_norm_eps=1e-5,
-)
+MLA = {**LATENT, "rms_norm_eps": 1e-5}
 
 CASES = {
     "deepseek_v3_yarn": (
         "DeepseekV3",
         {
-            **drop(SMALL, "head_dim"),
-            **EXPERTS,
             **MLA,
             "n_group": 4,
             "topk_group": 2,
@@ -32,8 +19,6 @@ CASES = {
     "deepseek_v3_full_q": (
         "DeepseekV3",
         {
-            **drop(SMALL, "head_dim"),
-            **EXPERTS,
             **MLA,
             "q_lora_rank": None,
             "n_group": 1,
@@ -45,8 +30,6 @@ CASES = {
     "kimi_k2": (
         "DeepseekV3",
         {
-            **drop(SMALL, "head_dim"),
-            **EXPERTS,
             **MLA,
             "n_routed_experts": 12,
             "num_experts_per_tok": 3,
@@ -65,8 +48,6 @@ CASES = {
     "deepseek_v3_half_rope": (
         "DeepseekV3",
         {
-            **drop(SMALL, "head_dim"),
-            **EXPERTS,
             **MLA,
             "rope_interleave": False,
             "n_group": 2,

@@ -1,0 +1,215 @@
+"""What descendants of DeepSeek share: keys of latent attention and of mixtures, and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zoo.config import MLA, MLP, Config, Layer, MoE, Norm, Rope
+from zoo.hf.keys import Keys, activation_name, read_rope, write_rope, yarn_softmax_factor
+from zoo.hf.table import Flat, Linear, Row, Same, Split
+from zoo.models import parts
+from zoo.models.family import INV_FREQ
+from zoo.models.parts import IN_ATTENTION, IN_MLP, common
+
+DEFAULTS = {
+    "hidden_act": "silu",
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "rope_interleave": True,
+}
+"""What the config classes of all these families agree on."""
+
+MOE_DEFAULTS = {
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    # Keys of the original files that name what these families always do.
+    "moe_layer_freq": 1,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "num_nextn_predict_layers": 0,
+    "num_mtp_layers": 0,
+}
+
+# Derived sizes, and how the released models were trained and served.
+UNUSED = frozenset({"aux_loss_alpha", "ep_size", "head_dim", "qk_head_dim", "seq_aux"})
+
+NOAUX = dict(score="sigmoid", select_bias=True, fp32_router=True, fp32_weights=True)
+"""DeepSeek-V3's router without auxiliary loss, as fields of `MoE`."""
+
+KV_DOWN = ("attn/kv_down/w", "attn/k_rope/w")
+LATENT = (
+    Row(IN_ATTENTION + "q_proj.weight", "attn/q/w", Linear()),
+    Row(IN_ATTENTION + "q_a_proj.weight", "attn/q_down/w", Linear()),
+    Row(IN_ATTENTION + "q_a_proj.bias", "attn/q_down/b", Same()),
+    Row(IN_ATTENTION + "q_a_layernorm.weight", "attn/q_norm/scale", Same()),
+    Row(IN_ATTENTION + "q_b_proj.weight", "attn/q_up/w", Linear()),
+    Row(IN_ATTENTION + "kv_a_proj_with_mqa.weight", KV_DOWN, Split(-1, Linear())),
+    Row(
+        IN_ATTENTION + "kv_a_proj_with_mqa.bias",
+        ("attn/kv_down/b", "attn/k_rope/b"),
+        Split(-1, Flat()),
+    ),
+    Row(IN_ATTENTION + "kv_a_layernorm.weight", "attn/kv_norm/scale", Same()),
+    Row(IN_ATTENTION + "kv_b_proj.weight", ("attn/k_up/w", "attn/v_up/w"), Split(-1, Linear())),
+    Row(IN_ATTENTION + "o_proj.weight", "attn/o/w", Linear(ins=2)),
+    Row(IN_ATTENTION + "o_proj.bias", "attn/o/b", Same()),
+)
+SHARED = tuple(
+    Row(f"{IN_MLP}shared_experts.{part}_proj.{name}", f"moe/shared/{part}/{leaf}", op)
+    for part in ("gate", "up", "down")
+    for name, leaf, op in (("weight", "w", Linear()), ("bias", "b", Same()))
+)
+BIAS = Row(IN_MLP + "gate.e_score_correction_bias", "moe/bias/b", Same())
+ROUTED = (*parts.EXPERTS, BIAS, *SHARED)
+TABLE = (*parts.TOP, *parts.NORMS, *LATENT, *parts.FFN, *ROUTED)
+PREDICTING = (*TABLE, *parts.predictors(TABLE))
+PREDICTORS = (INV_FREQ, r"model\.layers\.{layers}\..*")
+"""Patterns of tensors to carry along: layers of multi-token prediction that are not read."""
+
+
+def rotation(keys: Keys) -> Rope:
+    """The rotation of `qk_rope_head_dim` elements, neighbours or, as the config says, halves."""
+    return read_rope(keys, keys.integer("qk_rope_head_dim"), bool(keys["rope_interleave"]))
+
+
+def attention(keys: Keys, rope: Rope, **fields) -> MLA:
+    """Latent attention; the norms of its latents have eps 1e-6 whatever rms_norm_eps is."""
+    heads, kv_heads = keys.integer("num_attention_heads"), keys["num_key_value_heads"]
+    if kv_heads not in (None, heads) and "num_key_value_heads" in keys:
+        raise keys.error("num_key_value_heads", f"it must equal num_attention_heads={heads}")
+    nope_dim = keys.integer("qk_nope_head_dim")
+    return MLA(
+        heads=heads,
+        q_rank=None if keys["q_lora_rank"] is None else keys.integer("q_lora_rank"),
+        kv_rank=keys.integer("kv_lora_rank"),
+        nope_dim=nope_dim,
+        rope_dim=rope.dim,
+        v_dim=keys.integer("v_head_dim"),
+        rope=rope,
+        norm=Norm(1e-6),
+        bias=bool(keys["attention_bias"]),
+        scale=softmax_scale(rope, nope_dim),
+        **fields,
+    )
+
+
+def softmax_scale(rope: Rope, nope_dim: int) -> float | None:
+    """The factor on scores, with YaRN's temperature; None where that is the default."""
+    factor = yarn_softmax_factor(rope)
+    return None if factor == 1.0 else (nope_dim + rope.dim) ** -0.5 * factor
+
+
+def mixture(keys: Keys, **fields) -> MoE:
+    """Experts in groups, beside shared ones that are one MLP of their width."""
+    act, bias = keys.activation(), bool(keys.get("mlp_bias"))
+    hidden, shared = keys.integer("moe_intermediate_size"), keys.integer("n_shared_experts")
+    return MoE(
+        experts=keys.integer(keys.alias("n_routed_experts", "num_local_experts")),
+        top_k=keys.integer("num_experts_per_tok"),
+        hidden=hidden,
+        act=act,
+        scale=float(keys["routed_scaling_factor"]),
+        shared=MLP(hidden * shared, act, bias),
+        **fields,
+    )
+
+
+def groups(keys: Keys) -> dict:
+    """The fields of `MoE` that say which groups are chosen from, and how weights end."""
+    return dict(
+        groups=keys.integer("n_group"),
+        top_groups=keys.integer("topk_group"),
+        renormalize=bool(keys["norm_topk_prob"]),
+    )
+
+
+def model(keys: Keys, mixers: Sequence[MLA], moe: MoE, sparse: Sequence[bool], **fields) -> Config:
+    """Layers with `moe` where `sparse` says so, a dense MLP elsewhere; then closes the config.
+
+    `fields` are those of sparse layers; one more of these predicts further tokens, if any does.
+    """
+    norm = Norm(float(keys["rms_norm_eps"]))
+    dense = MLP(keys.integer("intermediate_size"), keys.activation(), moe.shared.bias)
+    layers = tuple(
+        Layer(mixer, moe, norm, **fields) if routed else Layer(mixer, dense, norm)
+        for mixer, routed in zip(mixers, sparse, strict=True)
+    )
+    depths = keys.get(keys.alias("num_nextn_predict_layers", "num_mtp_layers")) or 0
+    further = (Layer(mixers[0], moe, norm, **fields),) * depths
+    cfg = parts.decoder(keys, layers, norm, mtp=further)
+    keys.close()
+    return cfg
+
+
+def first_dense(keys: Keys) -> list[bool]:
+    """Which layers are sparse where the first `first_k_dense_replace` are dense."""
+    first = keys.integer("first_k_dense_replace")
+    return [i >= first for i in range(keys.integer("num_hidden_layers"))]
+
+
+def by_type(keys: Keys, dense: int) -> list[bool]:
+    """Which layers are sparse by `mlp_layer_types`, where it is None all but the first `dense`."""
+    count, types = keys.integer("num_hidden_layers"), keys["mlp_layer_types"]
+    if types is None:
+        return [i >= dense for i in range(count)]
+    if len(types) != count or not {*types} <= {"dense", "sparse"}:
+        raise keys.error("mlp_layer_types", f"it needs dense or sparse for each of {count} layers")
+    return [kind == "sparse" for kind in types]
+
+
+def attention_keys(a: MLA) -> dict:
+    """The config keys of `attention`."""
+    return {
+        "num_attention_heads": a.heads,
+        "num_key_value_heads": a.heads,
+        "q_lora_rank": a.q_rank,
+        "kv_lora_rank": a.kv_rank,
+        "qk_nope_head_dim": a.nope_dim,
+        "qk_rope_head_dim": a.rope_dim,
+        "v_head_dim": a.v_dim,
+        "attention_bias": a.bias,
+        "rope_interleave": a.rope.interleaved,
+        **write_rope(a.rope),
+    }
+
+
+def keys_of(cfg: Config) -> dict:
+    """The config keys of attention, dense layers and mixtures."""
+    moe = next(la.ffn for la in cfg.layers if isinstance(la.ffn, MoE))
+    dense = [la.ffn for la in cfg.layers if isinstance(la.ffn, MLP)]
+    return {
+        **common(cfg),
+        **attention_keys(cfg.layers[0].mixer),
+        "hidden_act": activation_name(moe.act),
+        "intermediate_size": dense[0].hidden if dense else moe.hidden,
+        "moe_intermediate_size": moe.hidden,
+        "n_shared_experts": moe.shared.hidden // moe.hidden,
+        "n_routed_experts": moe.experts,
+        "num_experts_per_tok": moe.top_k,
+        "n_group": moe.groups,
+        "topk_group": moe.top_groups,
+        "norm_topk_prob": moe.renormalize,
+        "routed_scaling_factor": moe.scale,
+    }
+
+
+def dense_first(cfg: Config) -> dict:
+    """`first_k_dense_replace`."""
+    return {"first_k_dense_replace": sum(isinstance(la.ffn, MLP) for la in cfg.layers)}
+
+
+def depths(cfg: Config) -> dict:
+    """`num_nextn_predict_layers`."""
+    return {"num_nextn_predict_layers": len(cfg.mtp)}
+
+
+def layer_types(cfg: Config) -> dict:
+    """`mlp_layer_types`."""
+    kinds = ["dense" if isinstance(la.ffn, MLP) else "sparse" for la in cfg.layers]
+    return {"mlp_layer_types": kinds}
