@@ -14,6 +14,7 @@ from pathlib import Path
 from zoo.config import Config, stack_layers
 from zoo.hf.keys import IRRELEVANT
 from zoo.models import (
+    axk1,
     deepseek_v2,
     deepseek_v3,
     ernie4_5,
@@ -22,6 +23,7 @@ from zoo.models import (
     gemma2,
     gemma3,
     glm4,
+    glm4_moe_lite,
     gpt_oss,
     granite,
     hunyuan_v1_dense,
@@ -43,10 +45,12 @@ from zoo.models import (
     qwen3_moe,
     seed_oss,
     smollm3,
+    youtu,
 )
 from zoo.models.family import Family, Storage, Wrapper, wrapped
 
 FAMILIES: tuple[Family, ...] = (
+    axk1.FAMILY,
     deepseek_v2.FAMILY,
     deepseek_v3.FAMILY,
     ernie4_5.FAMILY,
@@ -55,6 +59,7 @@ FAMILIES: tuple[Family, ...] = (
     gemma2.FAMILY,
     gemma3.FAMILY,
     glm4.FAMILY,
+    glm4_moe_lite.FAMILY,
     gpt_oss.FAMILY,
     granite.FAMILY,
     granite.SWA,
@@ -78,6 +83,7 @@ FAMILIES: tuple[Family, ...] = (
     qwen3_moe.FAMILY,
     seed_oss.FAMILY,
     smollm3.FAMILY,
+    youtu.FAMILY,
 )
 
 WRAPPERS: tuple[Wrapper, ...] = (
