@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from zoo.config import (
     ClampedSwiGLU,
     Config,
     GatedDelta,
+    Indexer,
     Layer,
     LayerNorm,
     Llama3Scaling,
@@ -37,6 +40,8 @@ _GDN = GatedDelta(2, 6, 8, 10, 4)
 _KDA = GatedDelta(
     3, 3, 12, 12, 3, norm=Norm(wide=True), gate_act="sigmoid", decay_rank=7, gate_rank=5
 )
+_INDEXED = replace(_MLA, indexer=Indexer(6, 10, 5))
+_FOLLOWER = replace(_MLA, follows=True)
 _SOFTMAX = MoE(8, 3, 28)
 _SIGMOID = MoE(
     8, 2, 28, score="sigmoid", scale=2.5, select_bias=True, groups=4, top_groups=2,
@@ -80,6 +85,21 @@ CONFIGS = {
     "mla": Config(VOCAB, DIM, (Stack(2, (Layer(MLA(4, None, 24, 12, 8, 10, Rope(8)), MLP(80)),)),)),
     "mla_moe": Config(
         VOCAB, DIM, (Stack(1, (Layer(_MLA, MLP(80)),)), Stack(2, (Layer(_MLA, _SIGMOID),)))
+    ),
+    "indexed": Config(
+        VOCAB,
+        DIM,
+        (
+            Stack(1, (Layer(_INDEXED, MLP(80)),)),
+            Stack(
+                2,
+                (
+                    Layer(_FOLLOWER, MLP(80)),
+                    Layer(_INDEXED, MLP(80)),
+                    Layer(_FOLLOWER, MLP(80)),
+                ),
+            ),
+        ),
     ),
     "features": _FEATURES,
     "delta": Config(

@@ -38,6 +38,13 @@ class Latent(NamedTuple):
     c: jax.Array
 
 
+class IndexedLatent(NamedTuple):
+    """`Latent`, and the keys of the indexer that chooses among its slots, [B, S, indexer.dim]."""
+
+    c: jax.Array
+    keys: jax.Array
+
+
 class Recurrent(NamedTuple):
     """What the gated delta rule keeps of all tokens before: no slots, the same size at any length.
 
@@ -49,11 +56,14 @@ class Recurrent(NamedTuple):
     state: jax.Array
 
 
+Held = KV | Latent | IndexedLatent | Recurrent
+
+
 class Cache(NamedTuple):
     """`lengths` i32[B] in tokens, and by stack and layer one of the above, repeats leading."""
 
     lengths: jax.Array
-    stacks: dict[str, dict[str, KV | Latent | Recurrent]]
+    stacks: dict[str, dict[str, Held]]
 
 
 def init(cfg: Config, batch: int, length: int, dtype: jnp.dtype = jnp.bfloat16) -> Cache:
@@ -99,7 +109,7 @@ def write(buffer: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:
 def grow(cache: Cache, slots: int) -> Cache:
     """The cache with room for `slots` more tokens in each row."""
 
-    def widen(held: KV | Latent | Recurrent) -> KV | Latent | Recurrent:
+    def widen(held: Held) -> Held:
         if isinstance(held, Recurrent):
             return held
         ends = [(0, slots), (0, 0)]
@@ -120,7 +130,7 @@ def rewinds(cfg: Config) -> bool:
 
 
 def _is_held(x: object) -> bool:
-    return isinstance(x, KV | Latent | Recurrent)
+    return isinstance(x, Held)
 
 
 def _bytes_per_row(cfg: Config, length: int, dtype: jnp.dtype) -> int:
@@ -130,14 +140,17 @@ def _bytes_per_row(cfg: Config, length: int, dtype: jnp.dtype) -> int:
 
 def _buffers(
     mixer: Attention | MLA | GatedDelta, repeats: int, batch: int, length: int, dtype: jnp.dtype
-) -> KV | Latent | Recurrent:
+) -> Held:
     match mixer:
         case Attention():
             shape = (repeats, batch, mixer.kv_heads, length, mixer.head_dim)
             return KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         case MLA():
             width = mixer.kv_rank + mixer.rope_dim
-            return Latent(jnp.zeros((repeats, batch, length, width), dtype))
+            c = jnp.zeros((repeats, batch, length, width), dtype)
+            if mixer.indexer is None:
+                return Latent(c)
+            return IndexedLatent(c, jnp.zeros((*c.shape[:-1], mixer.indexer.dim), dtype))
         case GatedDelta():
             groups = mixer.v_heads // mixer.k_heads
             state = (repeats, batch, mixer.k_heads, groups, mixer.k_dim, mixer.v_dim)

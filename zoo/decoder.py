@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo import rope
-from zoo.cache import Cache
+from zoo.cache import Cache, slots
 from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, Stack
 from zoo.delta import GatedDeltaNet
 from zoo.gqa import GroupedQueryAttention
@@ -59,6 +59,14 @@ class Context(NamedTuple):
     segment_ids: jax.Array | None
 
 
+class Carried(NamedTuple):
+    """What goes from layer to layer: `x` dtype[B, T, D], and where layers share it, `chosen`
+    bool[B, T, S], the tokens that the last indexer lets each query see."""
+
+    x: jax.Array
+    chosen: jax.Array | None = None
+
+
 class Block(nn.Module):
     """One layer: x + mixer(norm(x)), then x + ffn(norm(x)), with norms where `Layer` has them."""
 
@@ -68,17 +76,12 @@ class Block(nn.Module):
     param_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache: Any, context: Context):
+    def __call__(self, carried: Carried, cache: Any, context: Context):
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        mixer, ffn, dim = self.layer.mixer, self.layer.ffn, self.cfg.embed_dim
-        module, name = MIXERS[type(mixer)]
-        turn = None if mixer.rope is None else context.turns[self.cfg.ropes.index(mixer.rope)]
+        (x, chosen), ffn, dim = carried, self.layer.ffn, self.cfg.embed_dim
         with jax.named_scope("attention"):
-            y, cache = module(mixer, dim, **types, name=name)(
-                self._normalized("attn_norm", x), turn,
-                positions=context.positions, cache=cache,
-                offset=context.offset, segment_ids=context.segment_ids,
-            )  # fmt: skip
+            h = self._normalized("attn_norm", x)
+            y, cache, chosen = self._mixed(h, chosen, cache, context)
             x = self._add(x, self._normalized("attn_post_norm", y))
         with jax.named_scope("ffn"):
             h, aux = self._normalized("ffn_norm", x), None
@@ -88,7 +91,21 @@ class Block(nn.Module):
                 real = None if context.segment_ids is None else context.segment_ids > 0
                 y, aux = MixtureOfExperts(ffn, dim, **types, name="moe")(h, real)
             x = self._add(x, self._normalized("ffn_post_norm", y))
-        return x, cache, aux
+        return Carried(x, chosen if self.cfg.shares_choice else None), cache, aux
+
+    def _mixed(self, x: jax.Array, chosen: jax.Array | None, cache: Any, context: Context):
+        """What the mixer makes of x, its cache, and what the last indexer chose."""
+        mixer, types = self.layer.mixer, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        module, name = MIXERS[type(mixer)]
+        turn = None if mixer.rope is None else context.turns[self.cfg.ropes.index(mixer.rope)]
+        inputs = dict(
+            positions=context.positions, cache=cache,
+            offset=context.offset, segment_ids=context.segment_ids,
+        )  # fmt: skip
+        mix = module(mixer, self.cfg.embed_dim, **types, name=name)
+        if isinstance(mixer, MLA):
+            return mix(x, turn, chosen=chosen, **inputs)
+        return *mix(x, turn, **inputs), chosen
 
     def _normalized(self, name: str, x: jax.Array) -> jax.Array:
         """x through the norm of this name, if the layer has it."""
@@ -104,7 +121,7 @@ class Block(nn.Module):
 
 
 class Pattern(nn.Module):
-    """One repeat of a stack, as the body of a scan: carries x, maps over caches and statistics."""
+    """One repeat of a stack, as a scan's body: carries x on, maps over caches and statistics."""
 
     stack: Stack
     cfg: Config
@@ -112,14 +129,15 @@ class Pattern(nn.Module):
     param_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache: dict[str, Any] | None, context: Context):
+    def __call__(self, carried: Carried, cache: dict[str, Any] | None, context: Context):
         caches, aux = {}, {}
         for j, layer in enumerate(self.stack.layers):
             name = f"layer_{j}"
             block = Block(layer, self.cfg, self.dtype, self.param_dtype, name=name)
-            x, caches[name], found = block(x, None if cache is None else cache[name], context)
+            held = None if cache is None else cache[name]
+            carried, caches[name], found = block(carried, held, context)
             aux |= {} if found is None else {name: found}
-        return x, (None if cache is None else caches, aux)
+        return carried, (None if cache is None else caches, aux)
 
 
 class Predictor(nn.Module):
@@ -143,10 +161,10 @@ class Predictor(nn.Module):
 
         both = normalized("embed_norm", embedded), normalized("hidden_norm", hidden)
         project = Linear((2 * dim,), (dim,), ("embed", "norm"), name="proj", **types)
-        x, _, aux = Block(self.layer, self.cfg, self.dtype, self.param_dtype, name="layer_0")(
-            project(jnp.concatenate(both, axis=-1)), None, context
+        carried, _, aux = Block(self.layer, self.cfg, self.dtype, self.param_dtype, name="layer_0")(
+            Carried(project(jnp.concatenate(both, axis=-1))), None, context
         )
-        return normalized("norm", x), {} if aux is None else {"layer_0": aux}
+        return normalized("norm", carried.x), {} if aux is None else {"layer_0": aux}
 
 
 class Decoder(nn.Module):
@@ -249,17 +267,17 @@ class Decoder(nn.Module):
     ) -> Output:
         """Like a plain call, up to the final norm: `hidden` dtype[B, T, D] instead of `logits`."""
         context = self._context(tokens, segment_ids, positions, cache)
-        x = self._embedded(tokens)
+        carried = Carried(self._embedded(tokens), self._all_chosen(tokens, cache))
         stacks, aux = {}, {}
         for i in range(len(self.cfg.stacks)):
             name = f"stack_{i}"
             held = None if cache is None else cache.stacks[name]
-            x, stacks[name], found = self._run(i, x, held, context)
+            carried, stacks[name], found = self._run(i, carried, held, context)
             aux |= {name: found} if found else {}
         if cache is not None:
             real = tokens.shape[1] if segment_ids is None else (segment_ids > 0).sum(-1)
             cache = Cache(cache.lengths + real, stacks)
-        return Output(None, cache, aux, self.final_norm(x))
+        return Output(None, cache, aux, self.final_norm(carried.x))
 
     def draft(
         self,
@@ -318,6 +336,12 @@ class Decoder(nn.Module):
             x = x * jnp.asarray(self.cfg.embed_scale, self.dtype)
         return nn.with_logical_constraint(x, ACTIVATION_AXES)
 
+    def _all_chosen(self, tokens: jax.Array, cache: Cache | None) -> jax.Array | None:
+        """What `Carried.chosen` starts as, where it is needed."""
+        if not self.cfg.shares_choice:
+            return None
+        return jnp.ones((*tokens.shape, tokens.shape[1] if cache is None else slots(cache)), bool)
+
     def _context(
         self,
         tokens: jax.Array,
@@ -332,18 +356,18 @@ class Decoder(nn.Module):
         turns = tuple(rope.tables(r, positions, self.dtype) for r in self.cfg.ropes)
         return Context(turns, positions, offset, segment_ids)
 
-    def _run(self, i: int, x: jax.Array, held: Any, context: Context):
+    def _run(self, i: int, carried: Carried, held: Any, context: Context):
         if not self.unstacked:
-            x, (held, aux) = getattr(self, f"stack_{i}")(x, held, context)
-            return x, held, aux
+            carried, (held, aux) = getattr(self, f"stack_{i}")(carried, held, context)
+            return carried, held, aux
         new, found = [], []
         for r in range(self.cfg.stacks[i].repeats):
             one = None if held is None else held[r]
-            x, (one, aux) = getattr(self, f"stack_{i}_{r}")(x, one, context)
+            carried, (one, aux) = getattr(self, f"stack_{i}_{r}")(carried, one, context)
             new.append(one)
             found.append(aux)
         aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-        return x, None if held is None else tuple(new), aux
+        return carried, None if held is None else tuple(new), aux
 
 
 def _scanned(body: type[nn.Module], repeats: int, unroll: int) -> type[nn.Module]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from zoo import cache as caches
 from zoo import kernels
 from zoo.config import MLA
+from zoo.indexer import LightningIndexer
 from zoo.layers import Linear, Normalize, precision
 from zoo.rope import Turn, rotate, temperature
 
@@ -48,6 +49,8 @@ class LatentAttention(nn.Module):
         self.k_up = Linear((spec.kv_rank,), (spec.heads, spec.nope_dim), up_axes, **types)
         self.v_up = Linear((spec.kv_rank,), (spec.heads, spec.v_dim), up_axes, **types)
         out_axes = ("heads", "head_dim", "embed")
+        if spec.indexer is not None:
+            self.indexer = LightningIndexer(spec.indexer, self.dim, **types)
         self.o = Linear((spec.heads, spec.v_dim), (self.dim,), out_axes, bias=spec.bias, **types)
 
     def __call__(
@@ -56,41 +59,52 @@ class LatentAttention(nn.Module):
         turn: Turn | None,
         *,
         positions: jax.Array | None = None,
-        cache: caches.Latent | None = None,
+        cache: caches.Latent | caches.IndexedLatent | None = None,
         offset: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
-    ) -> tuple[jax.Array, caches.Latent | None]:
+        chosen: jax.Array | None = None,
+    ) -> tuple[jax.Array, caches.Latent | caches.IndexedLatent | None, jax.Array | None]:
         """Attends within x, or from x to a cache that x is first written into.
 
         Args:
             x: dtype[B, T, D].
             turn: cos and sin of `zoo.rope.tables`, or None without positions.
             positions: i32[B, T], needed by a spec with `temperature`.
-            cache: `Latent` of [B, S, R + P]; with S == T it is being filled from empty.
+            cache: of [B, S, R + P]; with S == T it is being filled from empty.
             offset: i32[B], the tokens already in each row of the cache.
             segment_ids: i32[B, T], documents packed in a row; tokens see their own only.
+            chosen: bool[B, T, S], what the last indexer before this layer chose.
 
         Returns:
-            dtype[B, T, D] and the cache with x's latents in it.
+            dtype[B, T, D], the cache with x's latents in it, and what the last indexer chose.
         """
-        q_nope, q_rope = self._queries(x, turn, positions)
+        q_latent = x if self.spec.q_rank is None else self.q_norm(self.q_down(x))
+        q_nope, q_rope = self._queries(q_latent, turn, positions)
+        if self.spec.indexer is not None:
+            held = None if cache is None else cache.keys
+            within = dict(keys=held, offset=offset, segment_ids=segment_ids)
+            chosen, held = self.indexer(x, q_latent, turn, **within)
+            cache = None if cache is None else cache._replace(keys=held)
+        allowed = chosen if self.spec.indexer is not None or self.spec.follows else None
         latent = self.kv_norm(self.kv_down(x))
         k_rope = self._rotated(self.k_rope(x)[:, :, None], turn)
         if cache is not None:
             new = jnp.concatenate((latent, k_rope[:, :, 0]), axis=-1)
             absorbed = cache.c.shape[1] != x.shape[1]
-            cache = caches.Latent(caches.write(cache.c, new, offset))
+            cache = cache._replace(c=caches.write(cache.c, new, offset))
             if absorbed:
-                return self.o(self._absorbed(q_nope, q_rope, cache.c, offset)), cache
-        return self.o(self._expanded(q_nope, q_rope, latent, k_rope, segment_ids)), cache
+                y = self._absorbed(q_nope, q_rope, cache.c, offset=offset, allowed=allowed)
+                return self.o(y), cache, chosen
+        sight = dict(segment_ids=segment_ids, allowed=allowed)
+        return self.o(self._expanded(q_nope, q_rope, latent, k_rope, **sight)), cache, chosen
 
     @property
     def _scale(self) -> float:
         spec = self.spec
         return (spec.nope_dim + spec.rope_dim) ** -0.5 if spec.scale is None else spec.scale
 
-    def _queries(self, x: jax.Array, turn: Turn | None, positions: jax.Array | None):
-        q = self.q(x) if self.spec.q_rank is None else self.q_up(self.q_norm(self.q_down(x)))
+    def _queries(self, latent: jax.Array, turn: Turn | None, positions: jax.Array | None):
+        q = self.q(latent) if self.spec.q_rank is None else self.q_up(latent)
         if self.spec.temperature is not None:  # a rotation keeps the factor
             q = (q * temperature(self.spec.temperature, positions)).astype(q.dtype)
         q_nope, q_rope = jnp.split(q, (self.spec.nope_dim,), axis=-1)
@@ -100,14 +114,14 @@ class LatentAttention(nn.Module):
         rope = self.spec.rope
         return x if rope is None else rotate(x, *turn, rope.interleaved)
 
-    def _expanded(self, q_nope, q_rope, latent, k_rope, segment_ids) -> jax.Array:
+    def _expanded(self, q_nope, q_rope, latent, k_rope, **sight) -> jax.Array:
         k_nope, v = self.k_up(latent), self.v_up(latent)
         k_rope = jnp.broadcast_to(k_rope, (*k_nope.shape[:-1], self.spec.rope_dim))
         q = jnp.concatenate((q_nope, q_rope), axis=-1)
         k = jnp.concatenate((k_nope, k_rope), axis=-1)
-        return kernels.attend(q, k, v, scale=self._scale, segment_ids=segment_ids)
+        return kernels.attend(q, k, v, scale=self._scale, **sight)
 
-    def _absorbed(self, q_nope, q_rope, c, offset) -> jax.Array:
+    def _absorbed(self, q_nope, q_rope, c, **sight) -> jax.Array:
         """q_nope k_up is a query for latents, and v_up may wait until the latents are averaged.
 
         The cache serves as keys and as values: averaging its P rotated elements too is cheaper than
@@ -118,5 +132,5 @@ class LatentAttention(nn.Module):
         q_latent = jnp.einsum("btnh,rnh->btnr", q_nope, k_up, precision=exact)
         q = jnp.concatenate((q_latent, q_rope), axis=-1)
         c = c.astype(self.dtype)[:, :, None]
-        mean = kernels.attend(q, c, c, scale=self._scale, offset=offset)[..., : self.spec.kv_rank]
+        mean = kernels.attend(q, c, c, scale=self._scale, **sight)[..., : self.spec.kv_rank]
         return jnp.einsum("btnr,rnh->btnh", mean, v_up, precision=exact)

@@ -24,6 +24,7 @@ from zoo.config.layers import (
     ClampedSwiGLU,
     GatedDelta,
     GroupScore,
+    Indexer,
     LayerNorm,
     MoE,
     Norm,
@@ -41,7 +42,7 @@ from zoo.config.positions import (
 
 __all__ = [  # noqa: RUF022 (in reading order)
     "Config", "Stack", "Layer", "stack_layers",
-    "Attention", "MLA", "GatedDelta", "MLP", "MoE", "Norm", "LayerNorm", "ClampedSwiGLU",
+    "Attention", "MLA", "Indexer", "GatedDelta", "MLP", "MoE", "Norm", "LayerNorm", "ClampedSwiGLU",
     "Rope", "Scaling", "LinearScaling", "Llama3Scaling", "YarnScaling", "LongRope", "Temperature",
     "Activation", "Score", "GroupScore", "Placement",
 ]  # fmt: skip
@@ -130,11 +131,27 @@ class Config:
             raise ValueError("Config.stacks=() is empty: name at least one stack")
         if self.head_bias and self.tie_embeddings:
             raise ValueError("Config.head_bias=True needs tie_embeddings=False: a head of its own")
+        self._check_followers()
+
+    def _check_followers(self) -> None:
+        mixers = [la.mixer for la in self.layers if isinstance(la.mixer, MLA)]
+        choosers = [i for i, mixer in enumerate(mixers) if mixer.indexer is not None]
+        followers = [i for i, mixer in enumerate(mixers) if mixer.follows]
+        if followers and (not choosers or followers[0] < choosers[0]):
+            raise ValueError("MLA.follows=True needs an earlier layer with an indexer to follow")
+        if any(isinstance(la.mixer, MLA) and la.mixer.follows for la in self.mtp):
+            raise ValueError("Config.mtp: MLA.follows=True needs an indexer in a layer before it")
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """Every layer in order of execution."""
         return tuple(layer for s in self.stacks for _ in range(s.repeats) for layer in s.layers)
+
+    @property
+    def shares_choice(self) -> bool:
+        """Whether any layer takes over what another one's indexer chose."""
+        layers = (la for s in self.stacks for la in s.layers)
+        return any(isinstance(la.mixer, MLA) and la.mixer.follows for la in layers)
 
     @property
     def ropes(self) -> tuple[Rope, ...]:

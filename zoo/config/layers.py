@@ -95,12 +95,30 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Indexer:
+    """Chooses the `top_k` tokens that a query of latent attention sees (DeepSeek-V3.2).
+
+    A score of its own, of `heads` queries of size `dim` and one key per token, which the cache
+    keeps. `interleaved` pairs neighbours in the rotation (GLM-5), instead of halves.
+    """
+
+    heads: int
+    dim: int
+    top_k: int
+    interleaved: bool = False
+
+    def __post_init__(self):
+        positive(self, "heads", "dim", "top_k")
+
+
+@dataclass(frozen=True)
 class MLA:
     """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434 section 2.1).
 
     Caches `kv_rank + rope_dim` values per token instead of expanded heads. `q_rank=None` projects
     the queries directly. `norm` acts on both latents. `scale=None` is (nope_dim + rope_dim)**-0.5.
-    `rope=None` leaves positions out (Kimi Linear).
+    `rope=None` leaves positions out (Kimi Linear). `indexer` restricts what a query sees; `follows`
+    takes over the choice of the last layer with an indexer (arXiv:2603.12201).
     """
 
     heads: int
@@ -114,11 +132,26 @@ class MLA:
     bias: bool = False
     scale: float | None = None
     temperature: Temperature | None = None
+    indexer: Indexer | None = None
+    follows: bool = False
 
     def __post_init__(self):
         positive(self, "heads", "q_rank", "kv_rank", "nope_dim", "rope_dim", "v_dim", "scale")
         if self.rope is not None and self.rope.dim != self.rope_dim:
             raise ValueError(f"MLA.rope.dim={self.rope.dim} must equal rope_dim={self.rope_dim}")
+        if self.indexer is not None:
+            self._check_indexer(self.indexer)
+
+    def _check_indexer(self, indexer: Indexer) -> None:
+        if self.follows:
+            raise ValueError("MLA.follows=True and indexer: choose one of them")
+        if self.q_rank is None or self.rope is None:
+            raise ValueError("MLA.indexer needs q_rank and rope: it reads the queries' latent")
+        if indexer.dim < self.rope_dim:
+            raise ValueError(
+                f"Indexer.dim={indexer.dim} must be at least rope_dim={self.rope_dim}, which it "
+                "rotates"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,18 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, LayerNorm, MoE, Norm
+from zoo.config import (
+    MLA,
+    MLP,
+    Attention,
+    Config,
+    GatedDelta,
+    Indexer,
+    Layer,
+    LayerNorm,
+    MoE,
+    Norm,
+)  # fmt: skip
 
 Shape = tuple[int, ...]
 
@@ -114,7 +125,17 @@ def _mla(a: MLA, d: int) -> dict[str, Shape]:
         if a.q_rank is not None:
             found["attn/q_down/b"] = (a.q_rank,)
         found |= {"attn/kv_down/b": (r,), "attn/k_rope/b": (a.rope_dim,), "attn/o/b": (d,)}
-    return found
+    return found if a.indexer is None else found | _indexer(a.indexer, a.q_rank, d)
+
+
+def _indexer(a: Indexer, rank: int, d: int) -> dict[str, Shape]:
+    return {
+        "attn/indexer/q/w": (rank, a.heads, a.dim),
+        "attn/indexer/k/w": (d, a.dim),
+        "attn/indexer/k_norm/scale": (a.dim,),
+        "attn/indexer/k_norm/b": (a.dim,),
+        "attn/indexer/weigh/w": (d, a.heads),
+    }
 
 
 def _delta(a: GatedDelta, d: int) -> dict[str, Shape]:

@@ -32,6 +32,11 @@ YARN = {
 }
 
 
+def untrained(path: str) -> bool:
+    """Parameters that no gradient reaches: moved by a rule, or behind a choice."""
+    return path.endswith("moe/bias/b") or "/indexer/" in path
+
+
 def drop(kwargs: dict, *names: str) -> dict:
     """kwargs without some keys."""
     return {k: v for k, v in kwargs.items() if k not in names}
