@@ -91,6 +91,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 WRAPPERS: tuple[Wrapper, ...] = (
+    deepseek_v3.WRAPPER,
     gemma3.WRAPPER,
     llama4.WRAPPER,
     ministral3.WRAPPER,

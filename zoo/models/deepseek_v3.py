@@ -1,4 +1,5 @@
-"""DeepSeek-V3 (arXiv:2412.19437), R1 (arXiv:2501.12948), V3.1, and Kimi K2 (arXiv:2507.20534).
+"""DeepSeek-V3 (arXiv:2412.19437), R1 (arXiv:2501.12948), V3.1, and Kimi K2 (arXiv:2507.20534),
+which is also the text part of Kimi K2.5.
 
 Differs from Llama: multi-head latent attention with interleaved rotary positions; YaRN, whose
 temperature multiplies the softmax scale; `first_k_dense_replace` dense layers, then mixtures of
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from zoo.config import MLA, MLP, Config, Layer, MoE, Norm, Rope, YarnScaling, stack_layers
 from zoo.hf.keys import Keys
 from zoo.models import latent, parts
-from zoo.models.family import Family
+from zoo.models.family import Family, Wrapper
 
 DEFAULTS = {
     **latent.DEFAULTS,
@@ -71,8 +72,11 @@ def _moe(experts, scale, groups, top_groups) -> MoE:
 
 _V3_YARN = YarnScaling(40.0, 4096, 32.0, 1.0, 1.0, 1.0)
 _K2_YARN = YarnScaling(32.0, 4096, 1.0, 1.0, 1.0, 1.0)
+_K25_YARN = YarnScaling(64.0, 4096, 32.0, 1.0, 1.0, 1.0)
 _V3 = _preset(129280, 128, 3, 1e4, 163840, _V3_YARN, _moe(256, 2.5, 8, 4), 1)
 _K2 = _preset(163840, 64, 1, 5e4, 131072, _K2_YARN, _moe(384, 2.827, 1, 1), 0)
+# from memory: theta and the norms' eps
+_K25 = _preset(163840, 64, 1, 5e4, 262144, _K25_YARN, _moe(384, 2.827, 1, 1), 0)
 
 FAMILY = Family(
     model_type="deepseek_v3",
@@ -80,8 +84,30 @@ FAMILY = Family(
     table=latent.PREDICTING,
     from_hf=from_hf,
     to_hf=to_hf,
-    presets={"deepseek-v3": _V3, "deepseek-r1": _V3, "deepseek-v3.1": _V3, "kimi-k2": _K2},
+    presets={
+        "deepseek-v3": _V3,
+        "deepseek-r1": _V3,
+        "deepseek-v3.1": _V3,
+        "kimi-k2": _K2,
+        "kimi-k2.5": _K25,
+    },
     aliases=("kimi_k2",),
     extras=latent.PREDICTORS,
     copies=parts.PREDICTOR_COPIES,
 )
+WRAPPER = Wrapper(
+    model_type="kimi_k25",
+    architecture="Kimi_K25ForConditionalGeneration",
+    families=("deepseek_v3", "kimi_k2"),
+    prefixes=(
+        {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."},
+        {"model.": "model.language_model.", "lm_head.": "lm_head."},
+    ),
+    extras=(r"(model\.)?vision_tower\..*", r"(model\.)?mm_projector\..*"),
+    keys=frozenset({
+        "ignore_index", "image_token_id", "media_placeholder_token_id", "projection_hidden_size",
+        "projection_layer_norm_eps", "use_unified_vision_chunk", "video_placeholder",
+        "video_token_id", "vision_config", "vision_end_token_id", "vision_start_token_id",
+    }),
+    aliases=("KimiK25ForConditionalGeneration",),
+)  # fmt: skip

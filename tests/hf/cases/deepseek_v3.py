@@ -45,6 +45,25 @@ CASES = {
             },
         },
     ),
+    "kimi_k25_whole": (
+        "Kimi_K25",
+        {
+            "text_config": {**MLA, "n_group": 1, "topk_group": 1, "num_hidden_layers": 2},
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 20,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 1,
+                "pos_emb_height": 4,
+                "pos_emb_width": 4,
+            },
+            "projection_hidden_size": 16,
+            "image_token_id": 96,
+            "video_token_id": 95,
+            "tie_word_embeddings": False,
+            "attn_implementation": "eager",
+        },
+    ),
     "deepseek_v3_half_rope": (
         "DeepseekV3",
         {
@@ -60,6 +79,7 @@ CASES = {
 GOLDEN = {
     "deepseek_v3_yarn": dict(dtype="bfloat16", max_shard_size="40KB"),
     "deepseek_v3_full_q": dict(dtype="float32"),
+    "kimi_k25_whole": dict(dtype="bfloat16"),
 }
 # arXiv:2412.19437 (671B, 37B), arXiv:2507.20534.
 PUBLISHED = {
@@ -67,4 +87,5 @@ PUBLISHED = {
     "deepseek-r1": (671, 37),
     "deepseek-v3.1": (671, 37),
     "kimi-k2": (1000, 32),
+    "kimi-k2.5": (1000, 32),
 }
