@@ -95,14 +95,14 @@ FAMILY = Family(
     extras=latent.PREDICTORS,
     copies=parts.PREDICTOR_COPIES,
 )
+
+# transformers writes layers as blocks here, which is what the files call those of the vision tower
+_IN_WHOLE = {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}
 WRAPPER = Wrapper(
     model_type="kimi_k25",
     architecture="Kimi_K25ForConditionalGeneration",
     families=("deepseek_v3", "kimi_k2"),
-    prefixes=(
-        {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."},
-        {"model.": "model.language_model.", "lm_head.": "lm_head."},
-    ),
+    prefixes=(_IN_WHOLE, {**_IN_WHOLE, "model.layers.": "language_model.model.blocks."}),
     extras=(r"(model\.)?vision_tower\..*", r"(model\.)?mm_projector\..*"),
     keys=frozenset({
         "ignore_index", "image_token_id", "media_placeholder_token_id", "projection_hidden_size",
