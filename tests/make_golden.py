@@ -41,8 +41,8 @@ def make(name: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        first = reference.save(reference.build(name), scratch / "first")
-        auto = transformers.AutoModelForCausalLM
+        built = reference.build(name)
+        first, auto = reference.save(built, scratch / "first"), type(built)
         small = auto.from_pretrained(first, dtype=getattr(torch, stored["dtype"]))
         size = {k: v for k, v in stored.items() if k == "max_shard_size"}
         reference.save(small, folder, **size)

@@ -5,6 +5,8 @@ Each test notes its figures for `docs/families.md` (`tests.parity.ledger`).
 
 from __future__ import annotations
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,7 +143,8 @@ def test_fresh_export_loads_in_transformers(pair, tmp_path, note):
     _, apply, ckpt, ids = pair
     params = jax.tree.map(lambda x: x * 0.9 + 0.01, ckpt.params)
     save_hf(tmp_path / "fresh", ckpt.config, params)
-    again, info = transformers.AutoModelForCausalLM.from_pretrained(
+    (kind,) = json.loads((tmp_path / "fresh" / "config.json").read_text())["architectures"]
+    again, info = getattr(transformers, kind).from_pretrained(
         tmp_path / "fresh",
         dtype=torch.float32,
         attn_implementation="eager",

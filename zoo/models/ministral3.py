@@ -51,7 +51,7 @@ def from_hf(hf: Mapping) -> Config:
     keys = Keys(hf, DEFAULTS)
     norm = Norm(float(keys["rms_norm_eps"]))
     ffn = MLP(keys.integer("intermediate_size"), keys.activation())
-    rope, temperature = _positions(keys)
+    rope, temperature = positions(keys, parts.head_dim(keys))
     mixer = parts.attention(
         keys, qkv_bias=False, window=keys["sliding_window"], rope=rope, temperature=temperature
     )
@@ -60,28 +60,39 @@ def from_hf(hf: Mapping) -> Config:
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type ministral3; its rotation has new keys only."""
-    hf, mixer = mistral.to_hf(cfg), cfg.layers[0].mixer
+    return position_keys(mistral.to_hf(cfg), cfg.layers[0].mixer.temperature)
+
+
+def position_keys(hf: dict, temperature: Temperature) -> dict:
+    """`hf` with its rotation, and the temperature, under new keys."""
     scaling, theta = hf.pop("rope_scaling") or {"rope_type": "default"}, hf.pop("rope_theta")
     ours = {
         "rope_theta": theta,
-        "original_max_position_embeddings": int(mixer.temperature.length),
-        BETA: mixer.temperature.beta,
+        "original_max_position_embeddings": int(temperature.length),
+        BETA: temperature.beta,
     }
     return hf | {"rope_parameters": scaling | ours}
 
 
-def _positions(keys: Keys) -> tuple[Rope, Temperature]:
-    """The rotation, and the temperature whose keys are in the rotation's dict."""
+def positions(
+    keys: Keys, dim: int, interleaved: bool = False, fraction: float | None = None
+) -> tuple[Rope, Temperature]:
+    """The rotation, and the temperature whose keys are in the rotation's dict.
+
+    `fraction` of `dim` is rotated where the dict does not say another; None rotates all.
+    """
     found = {}
 
     def take(left: dict) -> None:
+        if fraction is not None:
+            left.setdefault("partial_rotary_factor", fraction)
         left.pop("max_position_embeddings", None)
         found["beta"] = left.pop(BETA, None)
         found["length"] = left.get("original_max_position_embeddings")
         if left.get("rope_type", left.get("type", "default")) == "default":
             left.pop("original_max_position_embeddings", None)
 
-    rope = read_rope(keys, parts.head_dim(keys), take=take)
+    rope = read_rope(keys, dim, interleaved, partial=fraction is not None, take=take)
     if None in found.values():
         raise keys.error(
             "rope_parameters", f"it must hold {BETA} and original_max_position_embeddings"
@@ -124,7 +135,7 @@ FAMILY = Family(
 WRAPPER = Wrapper(
     model_type="mistral3",
     architecture="Mistral3ForConditionalGeneration",
-    families=("mistral", "ministral3"),
+    families=("mistral", "ministral3", "mistral4"),
     prefixes=(
         {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."},
         {"model.": "model.language_model.", "lm_head.": "lm_head."},

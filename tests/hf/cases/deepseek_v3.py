@@ -58,8 +58,8 @@ CASES = {
                 "pos_emb_width": 4,
             },
             "projection_hidden_size": 16,
-            "image_token_id": 96,
-            "video_token_id": 95,
+            "image_token_id": 97,  # beyond the vocabulary: text must not hold it
+            "video_token_id": 98,
             "tie_word_embeddings": False,
             "attn_implementation": "eager",
         },

@@ -31,7 +31,7 @@ CASES = {
         },
     ),
 }
-GOLDEN = {"deepseek_v32": dict(dtype="bfloat16"), "glm_moe_dsa": dict(dtype="float32")}
+GOLDEN = {"deepseek_v32": dict(dtype="bfloat16"), "glm_moe_dsa": dict(dtype="bfloat16")}
 # arXiv:2512.02556 (671B as V3, indexers beside), GLM-5's card (744B).
 PUBLISHED = {
     "deepseek-v3.2": (671, None),

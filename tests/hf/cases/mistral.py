@@ -1,6 +1,6 @@
 """Mistral, Ministral and Ministral 3, and their text parts inside of mistral3."""
 
-from tests.hf.cases.shared import SMALL, YARN
+from tests.hf.cases.shared import LATENT, SMALL, YARN
 
 VISION = dict(
     model_type="pixtral",
@@ -66,14 +66,35 @@ CASES = {
             "attn_implementation": "eager",
         },
     ),
+    "mistral4_whole": (
+        "Mistral3",
+        {
+            "text_config": {
+                **LATENT,
+                "model_type": "mistral4",
+                "pad_token_id": 0,
+                "n_group": 2,
+                "topk_group": 1,
+                "routed_scaling_factor": 1.5,
+                "rope_parameters": {**TEMPERED, "original_max_position_embeddings": 8},
+            },
+            "vision_config": VISION,
+            "image_token_index": 96,
+            "tie_word_embeddings": False,
+            "attn_implementation": "eager",
+        },
+    ),
 }
 GOLDEN = {
+    "mistral4_whole": dict(dtype="bfloat16"),
     "mistral": dict(dtype="bfloat16"),
     "ministral3": dict(dtype="float32"),
 }
 # arXiv:2310.06825 and the safetensors sizes of the repos; the blog posts name 12B, 22B, 24B, 123B;
 # Ministral 3's cards (language models of 3.4B, 8.4B, 13.5B), Devstral 2's (24B, 123B).
+# Mistral Small 4's: 119B, 6.5B of them active.
 PUBLISHED = {
+    "mistral-small-4-119b": (119, 6.5),
     "mistral-7b-v0.1": (7.242, None),
     "mistral-7b-v0.2": (7.242, None),
     "mistral-7b-v0.3": (7.248, None),
