@@ -145,8 +145,8 @@ def config_from_hf(source: str | os.PathLike | Mapping) -> Config:
     whole = wrapper(hf)
     text = hf if whole is None else _text_part(hf, whole)
     found = family(text["model_type"])
-    known = (found.architecture, *found.other_architectures)
-    known = known if whole is None else (whole.architecture,)
+    read = found if whole is None else whole
+    known = (read.architecture, *read.other_architectures)
     for architecture in hf.get("architectures") or ():
         if architecture not in known:
             raise ValueError(

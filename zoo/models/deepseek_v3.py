@@ -109,5 +109,5 @@ WRAPPER = Wrapper(
         "projection_layer_norm_eps", "use_unified_vision_chunk", "video_placeholder",
         "video_token_id", "vision_config", "vision_end_token_id", "vision_start_token_id",
     }),
-    aliases=("KimiK25ForConditionalGeneration",),
+    other_architectures=("KimiK25ForConditionalGeneration",),
 )  # fmt: skip

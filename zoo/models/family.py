@@ -60,7 +60,7 @@ class Wrapper:
         keys: keys of the whole's config beside the text part's, which do not change the text.
         text: the key of the text part's config.
         inherited: keys of the whole's config that the text part's takes over.
-        aliases: what the class is called in files that come with code of their own.
+        other_architectures: what the class is called in files that come with code of their own.
     """
 
     model_type: str
@@ -71,7 +71,7 @@ class Wrapper:
     keys: frozenset[str] = frozenset()
     text: str = "text_config"
     inherited: tuple[str, ...] = ("tie_word_embeddings",)
-    aliases: tuple[str, ...] = ()
+    other_architectures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
