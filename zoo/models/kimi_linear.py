@@ -143,7 +143,7 @@ def to_hf(cfg: Config) -> dict:
         "qk_nope_head_dim": a.nope_dim,
         "qk_rope_head_dim": a.rope_dim,
         "v_head_dim": a.v_dim,
-        "attention_bias": a.bias,
+        "attention_bias": False,
         "hidden_act": activation_name(moe.act),
         "intermediate_size": dense[0].hidden if dense else moe.hidden,
         "first_k_dense_replace": len(dense),
@@ -204,7 +204,6 @@ def _attention(keys: Keys) -> MLA:
         v_dim=keys.integer("v_head_dim"),
         rope=None,
         norm=Norm(1e-6),
-        bias=bool(keys["attention_bias"]),
     )
 
 
