@@ -13,12 +13,12 @@ KIMI = dict(
     qk_rope_head_dim=8,
     qk_nope_head_dim=12,
     v_head_dim=10,
-    linear_head_dim=16,
+    linear_head_dim=24,
     linear_num_heads=2,
     linear_conv_kernel_dim=3,
     num_hidden_layers=3,
     layer_types=["linear_attention", "linear_attention", "full_attention"],
-    rms_norm_eps=1e-3,
+    rms_norm_eps=1e-2,  # what rounding does to small outputs is not the subject
 )
 CASES = {
     "kimi_linear": ("KimiLinear", KIMI),
