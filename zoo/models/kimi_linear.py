@@ -13,8 +13,8 @@ from zoo.config import MLA, MLP, Config, GatedDelta, Layer, MoE, Norm, stack_lay
 from zoo.hf.keys import Keys, activation_name
 from zoo.hf.table import Depthwise, Flat, Linear, Row, Same, Shaped
 from zoo.models import parts
-from zoo.models.deepseek_v3 import LATENT
 from zoo.models.family import Family
+from zoo.models.latent import LATENT
 from zoo.models.parts import IN_ATTENTION, IN_LAYER
 
 LINEAR, FULL = "linear_attention", "full_attention"
