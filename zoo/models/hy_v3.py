@@ -1,0 +1,124 @@
+"""Hy3 (Tencent, 2026): 295B-A21B.
+
+Differs from Qwen3-MoE: one dense layer first, then mixtures with a sigmoid router in float32, a
+selection bias, a factor on the weights, and shared experts (one MLP of their width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
+from zoo.hf.keys import Keys, activation_name
+from zoo.hf.table import Linear, Row, Same
+from zoo.models import parts
+from zoo.models.family import INV_FREQ, Family
+from zoo.models.glm4_moe import ROUTER
+from zoo.models.parts import attention, common, decoder, heads
+
+DEFAULTS = {
+    "vocab_size": 120832,
+    "hidden_size": 4096,
+    "intermediate_size": 13312,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 11_158_840.0,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "mlp_bias": False,
+    "num_experts": 192,
+    "num_experts_per_tok": 8,
+    "num_shared_experts": 1,
+    "moe_intermediate_size": 1536,
+    "router_scaling_factor": 2.826,
+    "mlp_layer_types": None,
+    "first_k_dense_replace": 1,
+}
+# The type in which shared and routed experts are added, and layers of multi-token prediction, whose
+# tensors are carried along.
+UNUSED = frozenset({"enable_moe_fp32_combine", "num_nextn_predict_layers"})
+
+ROUTED = (  # names on disk, then those that transformers has in memory
+    Row(parts.IN_MLP + "router.gate.weight", "moe/router/w", Linear()),
+    Row(parts.IN_MLP + "expert_bias", "moe/bias/b", Same()),
+    Row(parts.IN_MLP + "e_score_correction_bias", "moe/bias/b", Same()),
+    *parts.shared_expert("shared_mlp"),
+    *parts.shared_expert("shared_experts"),
+    *parts.EXPERTS,
+)
+
+
+def from_hf(hf: Mapping) -> Config:
+    """Reads a config of model_type hy_v3."""
+    keys = Keys(hf, DEFAULTS, UNUSED)
+    norm, act, bias = Norm(float(keys["rms_norm_eps"])), keys.activation(), bool(keys["mlp_bias"])
+    mixer = attention(keys, keys["attention_bias"], qk_norm=norm)
+    dense = MLP(keys.integer("intermediate_size"), act, bias)
+    hidden = keys.integer("moe_intermediate_size")
+    moe = MoE(
+        experts=keys.integer(keys.alias("num_experts", "num_local_experts")),
+        top_k=keys.integer("num_experts_per_tok"),
+        hidden=hidden,
+        act=act,
+        scale=float(keys["router_scaling_factor"]),
+        shared=MLP(hidden * keys.integer("num_shared_experts"), act, bias),
+        **ROUTER,
+    )
+    sparse = parts.sparse_layers(keys, keys.integer("first_k_dense_replace"))
+    layers = tuple(Layer(mixer, moe if routed else dense, norm) for routed in sparse)
+    cfg = decoder(keys, layers, norm)
+    keys.close()
+    return cfg
+
+
+def to_hf(cfg: Config) -> dict:
+    """The config keys of model_type hy_v3."""
+    moe = next(la.ffn for la in cfg.layers if isinstance(la.ffn, MoE))
+    dense = [la.ffn for la in cfg.layers if isinstance(la.ffn, MLP)]
+    return {
+        **common(cfg),
+        **heads(cfg.layers[0].mixer),
+        "intermediate_size": dense[0].hidden if dense else moe.hidden,
+        "hidden_act": activation_name(moe.act),
+        "mlp_bias": moe.shared.bias,
+        "num_experts": moe.experts,
+        "num_experts_per_tok": moe.top_k,
+        "num_shared_experts": moe.shared.hidden // moe.hidden,
+        "moe_intermediate_size": moe.hidden,
+        "router_scaling_factor": moe.scale,
+        **parts.mlp_layer_types(cfg),
+    }
+
+
+_NORM = Norm(1e-5)
+_MIXER = Attention(64, 8, 128, Rope(128, 11_158_840.0), qk_norm=_NORM)
+_MOE = MoE(192, 8, 1536, scale=2.826, shared=MLP(1536), **ROUTER)
+_LAYERS = (Layer(_MIXER, MLP(13312), _NORM), *(Layer(_MIXER, _MOE, _NORM),) * 79)
+
+FAMILY = Family(
+    model_type="hy_v3",
+    architecture="HYV3ForCausalLM",
+    table=(
+        *parts.TOP,
+        *parts.NORMS,
+        *parts.ATTENTION,
+        *parts.QK_NORM,
+        *parts.FFN,
+        *ROUTED,
+    ),
+    from_hf=from_hf,
+    to_hf=to_hf,
+    presets={
+        # the defaults of the config class, which names this checkpoint
+        "hy3-preview": Config(
+            120832, 4096, stack_layers(_LAYERS), _NORM, max_length=131072, family="hy_v3"
+        ),
+    },
+    extras=(INV_FREQ, r"model\.layers\.{layers}\..*"),
+)
