@@ -1,0 +1,137 @@
+"""Flint (RecursiveSI, 2026).
+
+Differs from Qwen3-MoE: the router's scores are sigmoids in float32; every mixture has a shared
+expert; norms multiply in float32; heads have sinks; layers with a window rotate, the others see all
+and have no positions. No presets: nothing published to check one against is known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from zoo.config import MLP, Config, Layer, MoE, Norm
+from zoo.hf.keys import Keys, activation_name, read_rope, write_rope
+from zoo.hf.table import Row, Same
+from zoo.models import parts
+from zoo.models.family import Family
+from zoo.models.parts import attention, common, decoder, head_dim, layer_windows, windows
+
+DEFAULTS = {
+    "vocab_size": 150144,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 49,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "sliding_window": 513,
+    "layer_types": None,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": None,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 1024,
+    "num_experts_per_tok": 6,
+    "num_experts": 256,
+    "norm_topk_prob": True,
+}
+SINKS = (
+    Row(parts.IN_ATTENTION + "softmax_offset", "attn/sinks", Same()),
+    Row(parts.IN_ATTENTION + "sinks", "attn/sinks", Same()),  # as in memory
+)
+
+
+def from_hf(hf: Mapping) -> Config:
+    """Reads a config of model_type flint."""
+    keys = Keys(hf, DEFAULTS)
+    norm, act = Norm(float(keys["rms_norm_eps"]), wide=True), keys.activation()
+    rope, bias = read_rope(keys, head_dim(keys)), keys["attention_bias"]
+    dense = MLP(keys.integer("intermediate_size"), act)
+    moe = MoE(
+        experts=keys.integer(keys.alias("num_experts", "num_local_experts")),
+        top_k=keys.integer("num_experts_per_tok"),
+        hidden=keys.integer("moe_intermediate_size"),
+        act=act,
+        score="sigmoid",
+        renormalize=bool(keys["norm_topk_prob"]),
+        fp32_router=True,
+        fp32_weights=True,
+        shared=MLP(keys.integer("shared_expert_intermediate_size"), act),
+    )
+    layers = tuple(
+        Layer(
+            attention(
+                keys, bias, rope=rope if window else None, window=window, qk_norm=norm, sinks=True
+            ),
+            moe if sparse else dense,
+            norm,
+        )
+        for window, sparse in zip(layer_windows(keys, _kinds(keys)), _sparse(keys), strict=True)
+    )
+    cfg = decoder(keys, layers, norm)
+    keys.close()
+    return cfg
+
+
+def to_hf(cfg: Config) -> dict:
+    """The config keys of model_type flint."""
+    a = next(la.mixer for la in cfg.layers if la.mixer.rope is not None)
+    moe = next(la.ffn for la in cfg.layers if isinstance(la.ffn, MoE))
+    dense = [i for i, la in enumerate(cfg.layers) if isinstance(la.ffn, MLP)]
+    return {
+        **common(cfg),
+        "num_attention_heads": a.heads,
+        "num_key_value_heads": a.kv_heads,
+        "head_dim": a.head_dim,
+        "attention_bias": a.qkv_bias,
+        **write_rope(a.rope),
+        **windows(cfg),
+        "intermediate_size": cfg.layers[dense[0]].ffn.hidden if dense else moe.hidden,
+        "hidden_act": activation_name(moe.act),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": dense,
+        "num_experts": moe.experts,
+        "num_experts_per_tok": moe.top_k,
+        "moe_intermediate_size": moe.hidden,
+        "shared_expert_intermediate_size": moe.shared.hidden,
+        "norm_topk_prob": moe.renormalize,
+    }
+
+
+def _kinds(keys: Keys) -> list[str]:
+    """The first two layers, every fourth from the second on, and the last see all."""
+    layers = keys.integer("num_hidden_layers")
+    full = {0, layers - 1, *range(1, layers, 4)}
+    return ["full_attention" if i in full else "sliding_attention" for i in range(layers)]
+
+
+def _sparse(keys: Keys) -> list[bool]:
+    """Which layers are mixtures."""
+    step, only = keys.integer("decoder_sparse_step"), keys["mlp_only_layers"]
+    only = (0, 1) if only is None else only
+    layers = range(keys.integer("num_hidden_layers"))
+    return [i not in only and (i + 1) % step == 0 for i in layers]
+
+
+FAMILY = Family(
+    model_type="flint",
+    architecture="FlintForCausalLM",
+    table=(
+        *parts.TOP,
+        *parts.NORMS,
+        *parts.ATTENTION,
+        *parts.QK_NORM,
+        *SINKS,
+        *parts.FFN,
+        *parts.EXPERTS,
+        *parts.shared_expert("shared_expert"),
+    ),
+    from_hf=from_hf,
+    to_hf=to_hf,
+    presets={},
+)
