@@ -70,6 +70,10 @@ _FEATURES = Config(
                 residual_scale=0.5,
             ),
             Layer(MLA(4, None, 24, 12, 8, 10, None, temperature=Temperature(0.1, 4.0)), MLP(20)),
+            Layer(
+                Attention(8, 4, 12, None, window=6, qk_norm=Norm(), qkv_bias=True, share_kv=2),
+                MLP(20),
+            ),
         )),
     ),
     LayerNorm(), embed_scale=2.0, logit_scale=0.5, logit_softcap=30.0, head_bias=True,

@@ -1,5 +1,7 @@
 """What a token costs in memory, in bytes that follow from the mathematics."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import pytest
 
@@ -31,6 +33,15 @@ def test_recurrences_keep_a_state_of_one_size():
     cfg = Config(151936, 2048, (Stack(12, (delta, delta, delta, full)),))
     assert cache.state_bytes(cfg, jnp.bfloat16) == 36 * (32 * 128 * 128 * 4 + 3 * 8192 * 2)
     assert cache.bytes_per_token(cfg, jnp.bfloat16) == 12 * 2 * 2 * 256 * 2
+
+
+def test_layers_that_share_keys_and_values_cost_nothing():
+    """A pair of two layers of 2 x 8 heads x 64: one of them caches."""
+    own = Attention(16, 8, 64, Rope(64))
+    layers = Layer(own, MLP(96)), Layer(dataclasses.replace(own, share_kv=1, window=8), MLP(96))
+    cfg = Config(97, 48, (Stack(5, layers),))
+    assert cache.bytes_per_token(cfg, jnp.bfloat16) == 5 * 2 * 8 * 64 * 2
+    assert list(cache.init(cfg, 1, 4).stacks["stack_0"]) == ["layer_0"]
 
 
 @pytest.mark.parametrize("heads", [(), (4,)])

@@ -26,6 +26,11 @@ DENSE = Layer(Attention(4, 2, 16, ROPE), MLP(80))
 MOE = Layer(Attention(4, 2, 16, ROPE), MoE(8, 2, 28))
 
 
+def sharing(places: int, **fields) -> Layer:
+    """A layer with the keys and values of the one so many places before it."""
+    return Layer(dataclasses.replace(DENSE.mixer, share_kv=places, **fields), MLP(80))
+
+
 def test_configs_are_values(cfg):
     assert cfg == dataclasses.replace(cfg)
     assert len({cfg, dataclasses.replace(cfg), dataclasses.replace(cfg, vocab_size=98)}) == 2
@@ -45,6 +50,14 @@ def test_ropes_are_distinct_and_skip_layers_without_positions():
 def test_stack_layers_groups_equal_neighbours():
     found = stack_layers((DENSE, MOE, MOE, DENSE))
     assert found == (Stack(1, (DENSE,)), Stack(2, (MOE,)), Stack(1, (DENSE,)))
+
+
+def test_layers_that_share_keys_and_values_stay_in_one_pattern():
+    near, far = sharing(1), sharing(2)
+    found = stack_layers((MOE, DENSE, near, DENSE, near, DENSE, MOE, far, MOE))
+    assert found == (
+        Stack(1, (MOE,)), Stack(2, (DENSE, near)), Stack(1, (DENSE, MOE, far)), Stack(1, (MOE,))
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -71,6 +84,14 @@ def test_stack_layers_groups_equal_neighbours():
         (lambda: MoE(8, 3, 8, groups=4, top_groups=1), r"top_k=3 must not exceed the 2 experts"),
         (lambda: Stack(0, (DENSE,)), r"Stack.repeats=0 must be positive"),
         (lambda: Stack(1, ()), r"Stack.layers=\(\) is empty"),
+        (lambda: Stack(2, (DENSE, sharing(2))), r"layers\[1\].*share_kv=2 reaches before"),
+        (lambda: Stack(1, (DENSE, sharing(1), sharing(1))), r"keys and values of its own"),
+        (lambda: Stack(1, (DENSE, sharing(1, kv_heads=4))), r"its kv_heads=4 must be layer 0's, 2"),
+        (lambda: Stack(1, (DENSE, sharing(1, rope=None))), r"its rope=None must be layer 0's"),
+        (
+            lambda: Config(97, 48, (Stack(1, (DENSE,)),), mtp=(sharing(1),)),
+            r"Config.mtp.*keys and values of its own",
+        ),
         (lambda: Config(97, 48, ()), r"Config.stacks=\(\) is empty"),
         (lambda: Config(-1, 48, (Stack(1, (DENSE,)),)), r"vocab_size=-1 must be positive"),
     ],

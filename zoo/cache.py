@@ -60,7 +60,10 @@ Held = KV | Latent | IndexedLatent | Recurrent
 
 
 class Cache(NamedTuple):
-    """`lengths` i32[B] in tokens, and by stack and layer one of the above, repeats leading."""
+    """`lengths` i32[B] in tokens, and by stack and layer one of the above, repeats leading.
+
+    Layers that share the keys and values of another have none.
+    """
 
     lengths: jax.Array
     stacks: dict[str, dict[str, Held]]
@@ -72,6 +75,7 @@ def init(cfg: Config, batch: int, length: int, dtype: jnp.dtype = jnp.bfloat16) 
         f"stack_{i}": {
             f"layer_{j}": _buffers(layer.mixer, stack.repeats, batch, length, dtype)
             for j, layer in enumerate(stack.layers)
+            if not layer.shares
         }
         for i, stack in enumerate(cfg.stacks)
     }

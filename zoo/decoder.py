@@ -130,14 +130,17 @@ class Pattern(nn.Module):
 
     @nn.compact
     def __call__(self, carried: Carried, cache: dict[str, Any] | None, context: Context):
-        caches, aux = {}, {}
+        kept, aux = {}, {}
         for j, layer in enumerate(self.stack.layers):
             name = f"layer_{j}"
             block = Block(layer, self.cfg, self.dtype, self.param_dtype, name=name)
-            held = None if cache is None else cache[name]
-            carried, caches[name], found = block(carried, held, context)
+            if layer.shares:
+                held = kept[f"layer_{j - layer.shares}"]
+            else:
+                held = None if cache is None else cache[name]
+            carried, kept[name], found = block(carried, held, context)
             aux |= {} if found is None else {name: found}
-        return carried, (None if cache is None else caches, aux)
+        return carried, (None if cache is None else {name: kept[name] for name in cache}, aux)
 
 
 class Predictor(nn.Module):

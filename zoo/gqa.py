@@ -17,7 +17,7 @@ from zoo.rope import Turn, rotate, temperature
 
 
 class GroupedQueryAttention(nn.Module):
-    """x[B, T, D] -> [B, T, D], with an optional cache of keys and values."""
+    """x[B, T, D] -> [B, T, D], with its own keys and values, a cache of them, or another's."""
 
     spec: Attention
     dim: int
@@ -34,53 +34,39 @@ class GroupedQueryAttention(nn.Module):
         cache: caches.KV | None = None,
         offset: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
-    ) -> tuple[jax.Array, caches.KV | None]:
+    ) -> tuple[jax.Array, caches.KV]:
         """Attends within x, or from x to a cache that x is first written into.
 
         Args:
             x: dtype[B, T, D].
             turn: cos and sin of `zoo.rope.tables`, or None without positions.
             positions: i32[B, T], needed by a spec with `temperature`.
-            cache: `KV` of [B, K, S, H]; with S == T it is being filled from empty.
+            cache: `KV` of [B, K, S, H]; with S == T it is being filled from empty. For a spec
+                with `share_kv` it is what the layer that it shares with returned, also without a
+                cache.
             offset: i32[B], the tokens already in each row of the cache.
             segment_ids: i32[B, T], documents packed in a row; tokens see their own only.
 
         Returns:
-            dtype[B, T, D] and the cache with x's keys and values in it.
+            dtype[B, T, D] and the cache with x's keys and values in it; without a cache, these
+            alone, dtype[B, K, T, H].
         """
         spec = self.spec
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        q, k, v = (
-            Linear(
-                (self.dim,), (heads, spec.head_dim), ("embed", axis, "head_dim"),
-                bias=spec.qkv_bias, name=name, **types,
-            )(x)
-            for name, heads, axis in (
-                ("q", spec.heads, "heads"),
-                ("k", spec.kv_heads, "kv_heads"),
-                ("v", spec.kv_heads, "kv_heads"),
-            )
-        )  # fmt: skip
-        if not spec.norm_after_rope:
-            q, k = self._normalized(q, k)
-        if spec.clip is not None:
-            q, k, v = (jnp.clip(t, -spec.clip, spec.clip) for t in (q, k, v))
-        if spec.rope is not None:
-            q, k = (rotate(t, *turn, spec.rope.interleaved) for t in (q, k))
-        if spec.norm_after_rope:
-            q, k = self._normalized(q, k)
+        q = self._placed("q", spec.heads, "heads", x, turn)
         if spec.temperature is not None:
             q = (q * temperature(spec.temperature, positions)).astype(q.dtype)
-        if cache is not None:
-            held = caches.KV(*(
-                caches.write(buffer, new.swapaxes(1, 2), offset)
-                for buffer, new in zip(cache, (k, v), strict=True)
+        if spec.share_kv is None:
+            k = self._placed("k", spec.kv_heads, "kv_heads", x, turn)
+            v = self._clipped(self._projected("v", spec.kv_heads, "kv_heads", x))
+            new = caches.KV(k.swapaxes(1, 2), v.swapaxes(1, 2))
+            cache = new if cache is None else caches.KV(*map(
+                lambda buffer, part: caches.write(buffer, part, offset), cache, new
             ))  # fmt: skip
-            if held.k.shape[2] == x.shape[1]:
-                offset = None
-            else:
-                k, v = (buffer.swapaxes(1, 2).astype(self.dtype) for buffer in held)
-            cache = held
+        if offset is not None and cache.k.shape[2] == x.shape[1]:
+            offset = None
+        if offset is not None or spec.share_kv is not None:
+            k, v = (buffer.swapaxes(1, 2).astype(self.dtype) for buffer in cache)
         out = kernels.attend(
             q, k, v,
             scale=spec.head_dim**-0.5 if spec.scale is None else spec.scale,
@@ -96,22 +82,37 @@ class GroupedQueryAttention(nn.Module):
         shape = ((spec.heads, spec.head_dim), (self.dim,), ("heads", "head_dim", "embed"))
         return Linear(*shape, bias=spec.o_bias, name="o", **types)(out), cache
 
-    def _normalized(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _placed(self, name: str, heads: int, axis: str, x: jax.Array, turn: Turn | None):
+        """Queries or keys [B, T, heads, H]: projected, normalised, clipped and rotated."""
+        spec, y = self.spec, self._projected(name, heads, axis, x)
+        if not spec.norm_after_rope:
+            y = self._normalized(name, heads, axis, y)
+        y = self._clipped(y)
+        if spec.rope is not None:
+            y = rotate(y, *turn, spec.rope.interleaved)
+        if spec.norm_after_rope:
+            y = self._normalized(name, heads, axis, y)
+        return y
+
+    def _projected(self, name: str, heads: int, axis: str, x: jax.Array) -> jax.Array:
+        return Linear(
+            (self.dim,), (heads, self.spec.head_dim), ("embed", axis, "head_dim"),
+            bias=self.spec.qkv_bias, name=name, dtype=self.dtype, param_dtype=self.param_dtype,
+        )(x)  # fmt: skip
+
+    def _clipped(self, y: jax.Array) -> jax.Array:
+        bound = self.spec.clip
+        return y if bound is None else jnp.clip(y, -bound, bound)
+
+    def _normalized(self, name: str, heads: int, axis: str, y: jax.Array) -> jax.Array:
         """Each head by itself, or all heads of a token as one vector."""
         spec = self.spec
         if spec.qk_norm is None:
-            return q, k
-
-        def normalize(name: str, heads: int, axis: str) -> Normalize:
-            sizes, axes = (spec.head_dim,), ("head_dim",)
-            if spec.norm_heads:
-                sizes, axes = (heads, *sizes), (axis, *axes)
-            return Normalize(sizes, spec.qk_norm, axes, self.param_dtype, name=name)
-
-        return (
-            normalize("q_norm", spec.heads, "heads")(q),
-            normalize("k_norm", spec.kv_heads, "kv_heads")(k),
-        )
+            return y
+        sizes, axes = (spec.head_dim,), ("head_dim",)
+        if spec.norm_heads:
+            sizes, axes = (heads, *sizes), (axis, *axes)
+        return Normalize(sizes, spec.qk_norm, axes, self.param_dtype, name=f"{name}_norm")(y)
 
     def _sinks(self) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("heads",))

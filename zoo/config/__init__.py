@@ -74,6 +74,11 @@ class Layer:
         one_of(self, "ffn_placement", (None, *get_args(Placement)))
 
     @property
+    def shares(self) -> int:
+        """How many layers back its keys and values come from; 0 if they are its own."""
+        return (self.mixer.share_kv or 0) if isinstance(self.mixer, Attention) else 0
+
+    @property
     def norms(self) -> tuple[str, ...]:
         """The names of the layer's norms, in order of execution."""
         places = ("attn", self.placement), ("ffn", self.ffn_placement or self.placement)
@@ -96,6 +101,24 @@ class Stack:
         positive(self, "repeats")
         if not self.layers:
             raise ValueError("Stack.layers=() is empty: name at least one layer")
+        for j, layer in enumerate(self.layers):
+            if layer.shares:
+                self._check_source(j, layer.mixer)
+
+    def _check_source(self, j: int, mixer: Attention) -> None:
+        """Raises ValueError unless layer j finds keys and values that it can use."""
+        field, source = f"Stack.layers[{j}].mixer.share_kv={mixer.share_kv}", j - mixer.share_kv
+        if source < 0:
+            raise ValueError(f"{field} reaches before the pattern of {len(self.layers)} layers")
+        found = self.layers[source].mixer
+        if not isinstance(found, Attention) or found.share_kv is not None:
+            raise ValueError(f"{field} must lead to attention with keys and values of its own")
+        for name in ("kv_heads", "head_dim", "rope"):
+            ours, theirs = getattr(mixer, name), getattr(found, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"{field}: its {name}={ours!r} must be layer {source}'s, {theirs!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -131,6 +154,8 @@ class Config:
             raise ValueError("Config.stacks=() is empty: name at least one stack")
         if self.head_bias and self.tie_embeddings:
             raise ValueError("Config.head_bias=True needs tie_embeddings=False: a head of its own")
+        if any(layer.shares for layer in self.mtp):
+            raise ValueError("Config.mtp: a layer that predicts needs keys and values of its own")
         self._check_followers()
 
     def _check_followers(self) -> None:
@@ -165,23 +190,30 @@ def stack_layers(layers: tuple[Layer, ...]) -> tuple[Stack, ...]:
     """Groups layers into stacks, each the shortest pattern that repeats furthest from there on.
 
     (a, a, b) -> Stack(2, (a,)), Stack(1, (b,)); (l, l, f, l, l, f, l) -> Stack(2, (l, l, f)),
-    Stack(1, (l,)).
+    Stack(1, (l,)). Layers that share keys and values stay together.
     """
     stacks: list[Stack] = []
-    rest = layers
+    rest = _groups(layers)
     while rest:
         period, repeats = max(
             ((p, _repeats(rest, p)) for p in range(1, min(len(rest), LONGEST_PATTERN) + 1)),
             key=lambda found: (found[0] * found[1] if found[1] > 1 else 0, -found[0]),
         )
-        stacks.append(Stack(repeats, rest[:period]))
+        stacks.append(Stack(repeats, tuple(la for group in rest[:period] for la in group)))
         rest = rest[period * repeats :]
     return tuple(stacks)
 
 
-def _repeats(layers: tuple[Layer, ...], period: int) -> int:
-    """How often the first `period` layers follow one another."""
+def _groups(layers: tuple[Layer, ...]) -> list[tuple[Layer, ...]]:
+    """The layers, cut wherever no later one shares keys and values of an earlier one."""
+    tied = {i - back for i, layer in enumerate(layers) for back in range(layer.shares)}
+    cuts = [i for i in range(len(layers)) if i not in tied]
+    return [layers[i:j] for i, j in zip(cuts, [*cuts[1:], len(layers)], strict=True)]
+
+
+def _repeats(groups: list[tuple[Layer, ...]], period: int) -> int:
+    """How often the first `period` groups follow one another."""
     count = 1
-    while layers[count * period : (count + 1) * period] == layers[:period]:
+    while groups[count * period : (count + 1) * period] == groups[:period]:
         count += 1
     return count

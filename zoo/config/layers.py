@@ -56,6 +56,8 @@ class Attention:
         sinks: a learnt score per head that takes part in the softmax and has no value (gpt-oss).
         temperature: a factor on the queries that depends on the position.
         gated: a second projection of x, whose sigmoid multiplies the output (Qwen3-Next).
+        share_kv: takes the keys and values of the layer so many places before it in its stack's
+            pattern, and has none of its own, nor a cache (cross-layer attention, arXiv:2405.12981).
     """
 
     heads: int
@@ -75,9 +77,10 @@ class Attention:
     sinks: bool = False
     temperature: Temperature | None = None
     gated: bool = False
+    share_kv: int | None = None
 
     def __post_init__(self):
-        positive(self, "heads", "kv_heads", "head_dim", "window", "chunk")
+        positive(self, "heads", "kv_heads", "head_dim", "window", "chunk", "share_kv")
         positive(self, "clip", "scale", "softcap")
         if self.heads % self.kv_heads:
             raise ValueError(

@@ -83,14 +83,11 @@ def _norm(norm: Norm | LayerNorm, prefix: str, *sizes: int) -> dict[str, Shape]:
 
 def _attention(a: Attention, d: int) -> dict[str, Shape]:
     n, k, h = a.heads, a.kv_heads, a.head_dim
-    found = {
-        "attn/q/w": (d, n, h),
-        "attn/k/w": (d, k, h),
-        "attn/v/w": (d, k, h),
-        "attn/o/w": (n, h, d),
-    }
+    own = {"q": n} if a.share_kv else {"q": n, "k": k, "v": k}
+    found = {f"attn/{name}/w": (d, heads, h) for name, heads in own.items()}
+    found["attn/o/w"] = (n, h, d)
     if a.qkv_bias:
-        found |= {"attn/q/b": (n, h), "attn/k/b": (k, h), "attn/v/b": (k, h)}
+        found |= {f"attn/{name}/b": (heads, h) for name, heads in own.items()}
     if a.o_bias:
         found["attn/o/b"] = (d,)
     if a.gated:
@@ -98,8 +95,9 @@ def _attention(a: Attention, d: int) -> dict[str, Shape]:
     if a.sinks:
         found["attn/sinks"] = (n,)
     if a.qk_norm is not None:
-        for name, heads in (("attn/q_norm", n), ("attn/k_norm", k)):
-            found |= _norm(a.qk_norm, name, *((heads, h) if a.norm_heads else (h,)))
+        for name in ("q",) if a.share_kv else ("q", "k"):
+            sizes = (own[name], h) if a.norm_heads else (h,)
+            found |= _norm(a.qk_norm, f"attn/{name}_norm", *sizes)
     return found
 
 
