@@ -20,6 +20,11 @@ def test_parts_of_the_guide_run(block):
     exec(compile(block, "docs/parts.md", "exec"), {"__name__": "guide"})
 
 
+def test_sketch_guide_runs():
+    (block,) = blocks("yi-lightning.md")
+    exec(compile(block, "docs/yi-lightning.md", "exec"), {})
+
+
 def test_chat_guide_runs(capsys):
     (block,) = blocks("chat.md")
     folder = str(ROOT / "tests" / "golden" / "llama")

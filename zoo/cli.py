@@ -28,8 +28,10 @@ def _list(args: argparse.Namespace) -> None:
     from rich.table import Table
 
     import zoo
+    from zoo import models
     from zoo.describe import human, size
 
+    sketches = models.sketches()
     table = Table("preset", "family", "parameters", "active", "cache bytes/token", "max tokens")
     for name in zoo.presets():
         cfg = zoo.config(name)
@@ -37,7 +39,8 @@ def _list(args: argparse.Namespace) -> None:
             continue
         found = size(cfg)
         counts = (human(found.parameters), human(found.active), f"{found.cache_bytes:,}")
-        table.add_row(name, cfg.family, *counts, f"{cfg.max_length:,}")
+        kind = f"{cfg.family} (sizes invented)" if name in sketches else cfg.family
+        table.add_row(name, kind, *counts, f"{cfg.max_length:,}")
     Console().print(table)
 
 

@@ -98,7 +98,9 @@ def _presets() -> str:
     for name in zoo.presets():
         cfg = models.config(name)
         counted, (total, active) = size(cfg), PUBLISHED.get(name, (None, None))
-        published = "" if total is None else f"{total:g}B" + (f" ({active:g}B)" if active else "")
+        published = "sizes invented" if name in models.sketches() else ""
+        if total is not None:
+            published = f"{total:g}B" + (f" ({active:g}B)" if active else "")
         counts = human(counted.parameters), human(counted.active)
         sizes = f"{counted.cache_bytes:,}", f"{cfg.max_length:,}"
         lines.append(_line(name, f"`{cfg.family}`", *counts, published, *sizes))

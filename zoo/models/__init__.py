@@ -57,6 +57,7 @@ from zoo.models import (
     seed_oss,
     smollm3,
     solar_open,
+    yi_lightning,
     youtu,
 )
 from zoo.models.family import Family, Storage, Wrapper, wrapped
@@ -108,6 +109,7 @@ FAMILIES: tuple[Family, ...] = (
     seed_oss.FAMILY,
     smollm3.FAMILY,
     solar_open.FAMILY,
+    yi_lightning.FAMILY,
     youtu.FAMILY,
 )
 
@@ -123,18 +125,24 @@ WRAPPERS: tuple[Wrapper, ...] = (
 
 def presets() -> tuple[str, ...]:
     """The names that `config` knows."""
-    return tuple(name for family in FAMILIES for name in family.presets)
+    return tuple(name for f in FAMILIES for name in (*f.presets, *f.sketches))
+
+
+def sketches() -> tuple[str, ...]:
+    """Those of `presets` that are no released model: their sizes are invented."""
+    return tuple(name for f in FAMILIES for name in f.sketches)
 
 
 def config(name: str) -> Config:
-    """A released model's Config, by name; no network.
+    """A released model's Config, or a sketch's, by name; no network.
 
     Raises:
         ValueError: if there is no such preset.
     """
-    for family in FAMILIES:
-        if name in family.presets:
-            return family.presets[name]
+    for found in FAMILIES:
+        for known in (found.presets, found.sketches):
+            if name in known:
+                return known[name]
     raise ValueError(f"no preset {name!r}; known are {', '.join(presets())}")
 
 

@@ -23,6 +23,8 @@ class Family:
         from_hf: reads a config dict; refuses keys that it does not understand.
         to_hf: writes keys that transformers 4 and 5 both read.
         presets: name -> Config of released models.
+        sketches: name -> Config of models whose sizes were never published: ours are invented, and
+            there is nothing that they could be equal to.
         aliases: other model types that are read as this one.
         other_architectures: names of other classes for the same, in released files.
         extras: patterns of tensors that we do not use but carry along; `{layers}` in one is the
@@ -37,6 +39,7 @@ class Family:
     from_hf: Callable[[Mapping], Config]
     to_hf: Callable[[Config], dict]
     presets: Mapping[str, Config]
+    sketches: Mapping[str, Config] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     other_architectures: tuple[str, ...] = ()
     extras: tuple[str, ...] = (INV_FREQ,)
