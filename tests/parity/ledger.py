@@ -40,6 +40,8 @@ cases:
 - **round trip**: files that transformers wrote, in one file and in shards, float32 and bfloat16,
   byte for byte.
 """
+NOT_CORE = ("cli.py", "checkpoint.py", "describe.py", "__main__.py")
+SHARED_BY_FAMILIES = ("__init__.py", "family.py", "parts.py", "latent.py")
 PRESETS = """## Presets
 
 Parameters without layers of multi-token prediction; the cache is in bfloat16.
@@ -72,6 +74,7 @@ def main(folder: str) -> None:
         _families(rows),
         PRESETS,
         _presets(),
+        _lines(),
     )
     PAGE.write_text("\n".join(parts))
     print(PAGE)
@@ -105,6 +108,29 @@ def _presets() -> str:
         sizes = f"{counted.cache_bytes:,}", f"{cfg.max_length:,}"
         lines.append(_line(name, f"`{cfg.family}`", *counts, published, *sizes))
     return "\n".join(lines) + "\n"
+
+
+def _lines() -> str:
+    """How small it is."""
+    package = Path(zoo.__file__).parent
+
+    def count(*patterns: str, but: tuple[str, ...] = ()) -> dict[str, int]:
+        paths = (path for pattern in patterns for path in package.glob(pattern))
+        kept = (path for path in paths if path.name not in but)
+        return {str(p.relative_to(package)): len(p.read_text().splitlines()) for p in kept}
+
+    core, hf = count("*.py", "config/*.py", but=NOT_CORE), count("hf/*.py")
+    shared = count(*(f"models/{name}" for name in SHARED_BY_FAMILIES))
+    families = count("models/*.py", but=SHARED_BY_FAMILIES)
+    longest = sorted(families, key=families.get, reverse=True)[:6]
+    return (
+        "## Lines\n\n"
+        f"The shared core has {sum(core.values())} lines, reading and writing folders "
+        f"{sum(hf.values())}, what families share {sum(shared.values())}, and "
+        f"{len(families)} files of families {sum(families.values())}, half of them at most "
+        f"{sorted(families.values())[len(families) // 2]}. The longest: "
+        f"{', '.join(f'`{name}` {families[name]}' for name in longest)}.\n"
+    )
 
 
 def _flag(values: list[bool]) -> str:
