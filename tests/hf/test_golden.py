@@ -26,7 +26,8 @@ PROMPTS = (5, 9)  # of tests/make_golden.py
 def case(request):
     """(Decoder, parameters in float32, what transformers computed)."""
     ckpt = load(FOLDER / request.param, dtype=jnp.float32)
-    return zoo.Decoder(ckpt.config), ckpt.params, np.load(FOLDER / f"{request.param}.npz")
+    yield zoo.Decoder(ckpt.config), ckpt.params, np.load(FOLDER / f"{request.param}.npz")
+    jax.clear_caches()
 
 
 def close(found, wanted, bound=1e-5):

@@ -33,7 +33,8 @@ def pair(request, tmp_path_factory):
     model = reference.build(request.param)
     ckpt = load(reference.save(model, tmp_path_factory.mktemp(request.param)))
     apply = jax.jit(zoo.Decoder(ckpt.config).apply)
-    return model, apply, ckpt, reference.tokens(model, 2, LENGTH)
+    yield model, apply, ckpt, reference.tokens(model, 2, LENGTH)
+    jax.clear_caches()
 
 
 @pytest.fixture
