@@ -155,6 +155,15 @@ class Interrupting(io.StringIO):
         return super().write(text)
 
 
+@pytest.fixture
+def heeding():
+    """Ctrl-C raises, also where the tests run in the background and shells have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding")
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(parts, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Terminal("Hi\nYes\n/exit\nnever\n"))
     monkeypatch.setattr(sys, "stdout", Interrupting())
