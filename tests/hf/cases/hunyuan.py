@@ -22,7 +22,7 @@ CASES = {
     ),
     "hunyuan_moe_top_k_by_layer": (
         "HunYuanMoEV1",
-        {**SMALL, **MOE, "moe_topk": [1, 3], "attention_bias": True, "num_key_value_heads": 1},
+        {**SMALL, **MOE, "moe_topk": [2, 3], "attention_bias": True, "num_key_value_heads": 1},
     ),
 }
 GOLDEN = {"hunyuan": dict(dtype="bfloat16"), "hunyuan_moe": dict(dtype="bfloat16")}
