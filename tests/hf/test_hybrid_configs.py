@@ -1,4 +1,7 @@
-"""Configs and tensors of released hybrids: layer lists, keys of custom code, fused experts."""
+"""Configs and tensors as hybrids are released: layer lists, keys of custom code, fused experts.
+
+The configs were written down from memory and default values, not copied from the repos.
+"""
 
 from __future__ import annotations
 
