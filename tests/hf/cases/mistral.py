@@ -47,6 +47,7 @@ CASES = {
         "Ministral3",
         {
             **SMALL,
+            "pad_token_id": 0,
             "tie_word_embeddings": True,
             "sliding_window": 9,
             "rope_parameters": {**TEMPERED, "beta_fast": 4.0, "mscale_all_dim": 0.0},
