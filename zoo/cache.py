@@ -11,6 +11,7 @@ keeps the state after each row's last token instead, whatever the length.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -122,6 +123,26 @@ def grow(cache: Cache, slots: int) -> Cache:
     return Cache(cache.lengths, jax.tree.map(widen, cache.stacks, is_leaf=_is_held))
 
 
+def insert(cache: Cache, row: jax.Array, one: Cache) -> Cache:
+    """The cache with `one`'s only row as its row i32[]; `one` may have fewer slots."""
+
+    def place(whole: jax.Array, part: jax.Array) -> jax.Array:
+        axis = _batch_axis(cache)
+        at = [row if i == axis else 0 for i in range(whole.ndim)]
+        return jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype), at)
+
+    stacks = jax.tree.map(place, cache.stacks, one.stacks)
+    return Cache(cache.lengths.at[row].set(one.lengths[0]), stacks)
+
+
+def take(cache: Cache, row: jax.Array, length: jax.Array) -> Cache:
+    """Row i32[] alone, as the cache of one row that holds `length` i32[] tokens."""
+    cut = functools.partial(
+        jax.lax.dynamic_slice_in_dim, start_index=row, slice_size=1, axis=_batch_axis(cache)
+    )
+    return Cache(length[None], jax.tree.map(cut, cache.stacks))
+
+
 def slots(cache: Cache) -> int | None:
     """Tokens that a row has room for; None where that is any number, all layers being recurrent."""
     held = jax.tree.leaves(cache.stacks, is_leaf=_is_held)
@@ -131,6 +152,11 @@ def slots(cache: Cache) -> int | None:
 def rewinds(cfg: Config) -> bool:
     """Whether a cache can go back to fewer tokens: recurrences keep no earlier state."""
     return not any(isinstance(la.mixer, GatedDelta) for stack in cfg.stacks for la in stack.layers)
+
+
+def _batch_axis(cache: Cache) -> int:
+    """Of its buffers: a stack is a dictionary of buffers that lead with L, or a tuple of L."""
+    return 0 if any(isinstance(stack, tuple) for stack in cache.stacks.values()) else 1
 
 
 def _is_held(x: object) -> bool:

@@ -1,0 +1,196 @@
+"""The compiled programs of an engine: few, of fixed shapes, for every mixture of requests.
+
+Reading a prompt takes pieces of a few sizes: `begin` into an empty row, `extend` behind what a row
+holds. `decode` reads the newest token of all rows at once. They change one cache in place. What
+chooses tokens from logits is apart, so that it is compiled once for models of one vocabulary.
+
+Axes: B slots of the engine, T tokens of a piece, D embedding, V vocabulary, N alternatives.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from zoo import cache as caches
+from zoo.cache import Cache
+from zoo.decoder import Decoder
+from zoo.inference import unstack
+from zoo.inference.requests import MOST_LOGPROBS
+from zoo.inference.sampling import Options, Words, choose_each
+
+SCORED = 32
+"""Tokens of a prompt whose logits are held at a time."""
+
+
+class Piece(NamedTuple):
+    """A part of a prompt on its way into a row.
+
+    Attributes:
+        tokens: i32[1, T], padded on the right.
+        length: i32[], how many of them are real.
+        row: i32[], where they go.
+        known: i32[], how many tokens the row holds.
+        last: i32[], the position of the last token of the whole prompt.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    row: jax.Array
+    known: jax.Array
+    last: jax.Array
+
+
+class Feed(NamedTuple):
+    """What rows are at: `step` i32[B], tokens made; `alive` bool[B], whether they go on; `scored`
+    bool[B], whether they want log-probabilities; `mask` bool[B, V], what may come next where
+    `Options.masked`."""
+
+    step: jax.Array
+    alive: jax.Array
+    scored: jax.Array
+    mask: jax.Array
+
+
+class Scores(NamedTuple):
+    """Log-probabilities: f32[B] of tokens, and `ids` i32[B, N] and `top` f32[B, N] of the likeliest
+    there."""
+
+    chosen: jax.Array
+    ids: jax.Array
+    top: jax.Array
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def begin(
+    model: Decoder, params: dict, cache: Cache, piece: Piece
+) -> tuple[Cache, jax.Array, jax.Array]:
+    """Reads the beginning of a prompt, which attends to itself alone.
+
+    Returns:
+        The cache, the hidden states [1, T, D] and the logits behind the last token, f32[1, V].
+    """
+    empty = unstack.init_cache(model, 1, piece.tokens.shape[1])
+    one, hidden, logits = _read(model, params, empty, piece)
+    return caches.insert(cache, piece.row, one), hidden, logits
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def extend(
+    model: Decoder, params: dict, cache: Cache, piece: Piece
+) -> tuple[Cache, jax.Array, jax.Array]:
+    """Like `begin`, behind the `known` tokens of the row."""
+    held = caches.take(cache, piece.row, piece.known)
+    one, hidden, logits = _read(model, params, held, piece)
+    return caches.insert(cache, piece.row, one), hidden, logits
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def decode(
+    model: Decoder, params: dict, cache: Cache, token: jax.Array, alive: jax.Array
+) -> tuple[Cache, jax.Array]:
+    """The logits f32[B, V] behind the newest token i32[B] of each row.
+
+    Rows that are not alive, bool[B], keep what they hold.
+    """
+    ids = alive[:, None].astype(jnp.int32)
+    out = model.apply(params, token[:, None], segment_ids=ids, cache=cache, method="hidden")
+    return out.cache, model.apply(params, out.hidden, method="logits")[:, 0]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def choose(
+    words: Words, logits: jax.Array, options: Options, feed: Feed
+) -> tuple[Words, jax.Array, Scores]:
+    """The next token of every row, i32[B], and its scores; those alive take it to their words."""
+    token = choose_each(logits, options, words, feed.mask, feed.step)
+    words = _said(words, jnp.arange(token.shape[0]), token, feed.alive)
+    return words, token, _scores(logits, token, feed.scored)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def choose_first(
+    words: Words, logits: jax.Array, row: jax.Array, options: Options, feed: Feed
+) -> tuple[Words, jax.Array, Scores]:
+    """`choose` for one row i32[]: all but `words` has this row alone."""
+    mine = jax.tree.map(lambda t: jax.lax.dynamic_slice_in_dim(t, row, 1), words)
+    token = choose_each(logits, options, mine, feed.mask, feed.step)
+    return _said(words, row[None], token, feed.alive), token, _scores(logits, token, feed.scored)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def score(model: Decoder, params: dict, hidden: jax.Array, targets: jax.Array) -> Scores:
+    """Of targets i32[T], each of which follows on a hidden state of [1, T, D]."""
+
+    def one(state: tuple[jax.Array, jax.Array]) -> Scores:
+        hidden, target = state
+        logits = model.apply(params, hidden[None, None], method="logits")[:, 0]
+        found = _scored(logits, target[None])
+        return jax.tree.map(lambda t: t[0], found)
+
+    return jax.lax.map(one, (hidden[0], targets), batch_size=SCORED)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def seat(words: Words, row: jax.Array, bias: jax.Array, asked: jax.Array) -> Words:
+    """Words with a new text in a row: its bias f32[V], asked bool[V], and nothing made."""
+    made = words.made.at[row].set(0)
+    return Words(words.bias.at[row].set(bias), made, words.asked.at[row].set(asked))
+
+
+def _read(
+    model: Decoder, params: dict, cache: Cache, piece: Piece
+) -> tuple[Cache, jax.Array, jax.Array]:
+    places = jnp.arange(piece.tokens.shape[1])[None]
+    real = places < piece.length
+    out = model.apply(
+        params,
+        piece.tokens,
+        segment_ids=real.astype(jnp.int32),
+        # Padding stands at the prompt's end: LongRope looks at the furthest.
+        positions=jnp.where(real, piece.known + places, piece.last),
+        cache=cache,
+        method="hidden",
+    )
+    last = jax.lax.dynamic_slice_in_dim(out.hidden, piece.length - 1, 1, axis=1)
+    return out.cache, out.hidden, model.apply(params, last, method="logits")[:, 0]
+
+
+def _said(words: Words, rows: jax.Array, token: jax.Array, alive: jax.Array) -> Words:
+    return words._replace(made=words.made.at[rows, token].add(alive.astype(jnp.int32)))
+
+
+def _scores(logits: jax.Array, token: jax.Array, scored: jax.Array) -> Scores:
+    """Scores where any row wants them; a look at every logit is not free."""
+    shapes = jax.eval_shape(_scored, logits, token)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.cond(scored.any(), lambda: _scored(logits, token), lambda: nothing)
+
+
+def _scored(logits: jax.Array, token: jax.Array) -> Scores:
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    top, ids = jax.lax.top_k(logprobs, min(MOST_LOGPROBS, logits.shape[-1]))
+    chosen = jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
+    return Scores(chosen, ids.astype(jnp.int32), top)
+
+
+def home(params: dict, mesh: Mesh | None) -> Sharding:
+    """Where an engine's state lives: with the parameters, and whole on every device of a mesh."""
+    if mesh is not None:
+        return NamedSharding(mesh, PartitionSpec())
+    leaf = jax.tree.leaves(params)[0]
+    return leaf.sharding if isinstance(leaf, jax.Array) else jax.devices()[0]
+
+
+def empty(
+    model: Decoder, slots: int, length: int, where: Sharding
+) -> tuple[Cache, Words, jax.Array]:
+    """A cache of `slots` rows of `length` tokens, their words, and masks that allow everything."""
+    shape = (slots, model.cfg.vocab_size)
+    words = Words(jnp.zeros(shape), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
+    cache = unstack.init_cache(model, slots, length)
+    return jax.device_put((cache, words, jnp.ones(shape, bool)), where)

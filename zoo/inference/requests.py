@@ -1,0 +1,186 @@
+"""What an engine is asked and what it answers: requests, tokens as they come, and a ticket.
+
+All of it is host data, so that a server needs no jax to hold it.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from zoo.inference import sampling
+
+MOST_LOGPROBS = 20
+"""Alternatives of a token that can be asked for."""
+
+
+class Constraint(Protocol):
+    """What restricts a text token by token: a grammar, a schema, a regular expression."""
+
+    def allowed(self) -> np.ndarray:
+        """The tokens that may come next, bool[V]; none where the text has to end."""
+
+    def accept(self, token: int) -> None:
+        """Goes on by the token that was chosen."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and how to continue it.
+
+    Attributes:
+        prompt: token ids, at least one.
+        max_new_tokens: tokens to make at most; 0 only reads, for `prompt_logprobs`.
+        temperature: divides the logits before sampling; 0 takes the likeliest token.
+        top_k: sample from the k likeliest tokens only.
+        top_p: sample from the fewest tokens that hold this much probability only.
+        min_p: sample from tokens at least this fraction as likely as the likeliest only.
+        seed: of the text's random numbers. Tokens follow from the parameters, the prompt, these
+            options and the seed, whoever else is served.
+        stop_tokens: tokens that end the text; the one that did is its last.
+        presence_penalty: subtracted from the logit of each token that was made before.
+        frequency_penalty: subtracted once for every time that it was.
+        repetition_penalty: divides positive logits of tokens of the prompt and of the text made so
+            far, multiplies negative ones (CTRL, arXiv:1909.05858).
+        logit_bias: what to add to the logits of tokens.
+        logprobs: how many likeliest tokens to name beside each one made, with log-probabilities;
+            0 gives the token's own, None gives none. They are the model's, before any option.
+        prompt_logprobs: the same for the tokens of the prompt.
+        constraint: what restricts the text; used by this request only.
+    """
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int = 0
+    stop_tokens: tuple[int, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    constraint: Constraint | None = None
+
+    def __post_init__(self):
+        for name in ("prompt", "stop_tokens"):
+            object.__setattr__(self, name, tuple(int(token) for token in getattr(self, name)))
+        sampling.from_options(self.temperature, self.top_k, self.top_p, self.min_p)
+        if not self.prompt:
+            raise ValueError("prompt is empty: start it with at least one token (bos, say)")
+        fewest = 0 if self.prompt_logprobs else 1
+        if self.max_new_tokens < fewest:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least {fewest}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} must be at least 0 and below 2**32")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
+            raise ValueError(f"logprobs={self.logprobs} must be 0 to {MOST_LOGPROBS}, or None")
+        self._check_edits()
+
+    def _check_edits(self) -> None:
+        for name in ("temperature", "presence_penalty", "frequency_penalty", "repetition_penalty"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise ValueError(f"{name}={value} must be a finite number")
+        if not self.repetition_penalty > 0:
+            raise ValueError(
+                f"repetition_penalty={self.repetition_penalty} must be positive; 1 is none"
+            )
+        for token, bias in self.logit_bias.items():
+            if math.isnan(bias) or bias == math.inf:
+                raise ValueError(f"logit_bias[{token}]={bias} must be a number, or -inf")
+
+
+class Token(NamedTuple):
+    """One token of a text.
+
+    Attributes:
+        id: the token.
+        logprob: its log-probability, if the request asked.
+        top: the likeliest tokens there and their log-probabilities, likeliest first.
+        finish: on the last token why it is: "stop" or "length".
+    """
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    finish: str | None = None
+
+
+class Ticket:
+    """The place of a request in an engine. Every method can be called from any thread.
+
+    Attributes:
+        request: what was asked.
+        done: nothing more will come.
+        error: why the text ended early, if it did.
+        cached_tokens: tokens of the prompt that did not have to be read.
+        prompt_logprobs: once the prompt is read and if asked for, a `Token` for each of the
+            prompt's; None for the first, which nothing predicts.
+    """
+
+    def __init__(self, request: Request):
+        self.request = request
+        self.done = False
+        self.error: Exception | None = None
+        self.cached_tokens = 0
+        self.prompt_logprobs: list[Token | None] | None = None
+        self._tokens: collections.deque[Token] = collections.deque()
+        self._cancelled = threading.Event()
+
+    def drain(self) -> list[Token]:
+        """The tokens that came since the last call; never waits."""
+        return [self._tokens.popleft() for _ in range(len(self._tokens))]
+
+    def cancel(self) -> None:
+        """Ends the text; the engine frees its slot at the next step."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled.is_set()
+
+    def put(self, token: Token) -> None:
+        """Adds a token; for the engine."""
+        self._tokens.append(token)
+
+    def end(self, error: Exception | None = None) -> None:
+        """Nothing more will come; for the engine."""
+        self.error = error
+        self.done = True
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an engine does and did. Tokens and hits are counted since it began.
+
+    Attributes:
+        slots: texts that fit at a time.
+        active: slots in use.
+        waiting: requests that have none yet.
+        requests: ended ones, cancelled and failed ones included.
+        generated_tokens: tokens made.
+        prompt_tokens: tokens of prompts whose reading began.
+        cached_tokens: those of them that were found in the prefix cache.
+        prefix_hits: requests for which any were.
+        prefix_bytes: bytes that the prefix cache holds.
+    """
+
+    slots: int
+    active: int = 0
+    waiting: int = 0
+    requests: int = 0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    prefix_hits: int = 0
+    prefix_bytes: int = 0
