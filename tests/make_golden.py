@@ -23,10 +23,10 @@ import transformers
 
 from tests.hf.cases import GOLDEN
 from tests.parity import reference
+from tests.programs import LENGTH, PIECE, prompts
 from zoo.hf.load import flatten, load
 
 FOLDER = Path(__file__).parent / "golden"
-PROMPTS = (5, 9)
 
 
 def main() -> None:
@@ -53,15 +53,15 @@ def make(name: str) -> None:
             attn_implementation="eager",
             experts_implementation="eager",
         ).eval()
-        ids = reference.tokens(model, 2, 16)
+        ids = reference.tokens(model, 2, LENGTH)
         loss = reference.loss_and_gradients(model, ids, scratch / "gradients")
         gradients = flatten(load(scratch / "gradients").params["params"])
-        text = [reference.greedy(model, ids[i, :n].tolist()) for i, n in enumerate(PROMPTS)]
+        text = [reference.greedy(model, prompt) for prompt in prompts(ids)]
         np.savez_compressed(
             FOLDER / f"{name}.npz",
             ids=ids,
             logits=reference.logits(model, ids),
-            cached=reference.cached_logits(model, ids, 7),
+            cached=reference.cached_logits(model, ids, PIECE),
             greedy=np.asarray(text),
             loss=np.float32(loss),
             **{f"gradient/{path}": summary(g) for path, g in gradients.items()},

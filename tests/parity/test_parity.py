@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import zoo
+from tests import programs
 from tests.hf.cases import CASES
 from tests.hf.cases.shared import untrained
 from tests.parity import ledger
-from zoo import cache
+from tests.programs import LENGTH, PIECE, close, logits
 from zoo.hf.load import flatten, load
 from zoo.hf.save import save_hf
 
@@ -24,7 +24,6 @@ reference = pytest.importorskip(
     "tests.parity.reference",
     reason="live parity needs torch and transformers; the golden files stand in without them",
 )
-LENGTH, PIECE = 24, 8
 
 
 @pytest.fixture(scope="module", params=sorted(CASES))
@@ -45,32 +44,14 @@ def note(request, pair):
     return lambda **figures: ledger.note(case, family, **figures)
 
 
-def logits(apply, params, ids, mask=None):
-    """Ours; one compiled program serves padded and plain batches of a shape."""
-    mask = np.ones(ids.shape, np.int32) if mask is None else mask.astype(np.int32)
-    return np.asarray(apply(params, jnp.asarray(ids), segment_ids=mask).logits)
-
-
-def close(found, wanted, bound=1e-5) -> float:
-    """The largest difference over the scale of `wanted`, which is at most `bound`."""
-    error = np.abs(np.asarray(found) - wanted).max() / np.abs(wanted).max()
-    assert error <= bound, f"off by {error:.2e} of the scale, {bound:.0e} allowed"
-    return float(error)
-
-
 def test_logits(pair, note):
     model, apply, ckpt, ids = pair
     note(logits=close(logits(apply, ckpt.params, ids), reference.logits(model, ids)))
 
 
 def test_cached_logits(pair, note):
-    """In pieces of `PIECE` tokens; that one token at a time is the same, greedy text shows."""
     model, apply, ckpt, ids = pair
-    state, found = cache.init(ckpt.config, 2, LENGTH, jnp.float32), []
-    for t in range(0, LENGTH, PIECE):
-        out = apply(ckpt.params, jnp.asarray(ids[:, t : t + PIECE]), cache=state)
-        state, _ = out.cache, found.append(out.logits)
-    found = np.concatenate(found, 1)
+    found = programs.cached_logits(apply, ckpt.params, ids, ckpt.config)
     close(found, reference.logits(model, ids))
     note(cached=close(found, reference.cached_logits(model, ids, PIECE)))
 
@@ -87,17 +68,11 @@ def test_padded_batch(pair, side, note):
 
 
 def test_gradients(pair, tmp_path, note):
-    model, apply, ckpt, ids = pair
+    model, _, ckpt, ids = pair
     wanted_loss = reference.loss_and_gradients(model, ids, tmp_path / "gradients")
     wanted = flatten(load(tmp_path / "gradients").params)
-
-    def loss(params):
-        logits = apply(params, jnp.asarray(ids)).logits
-        chosen = jax.nn.log_softmax(logits[:, :-1])
-        return -jnp.take_along_axis(chosen, jnp.asarray(ids)[:, 1:, None], -1).mean()
-
-    value, gradients = jax.jit(jax.value_and_grad(loss))(ckpt.params)
-    assert abs(float(value) - wanted_loss) <= 1e-5 * wanted_loss
+    value, gradients = programs.loss_and_gradients(zoo.Decoder(ckpt.config), ckpt.params, ids)
+    assert abs(value - wanted_loss) <= 1e-5 * wanted_loss
     worst = 0.0
     for path, gradient in flatten(gradients).items():
         if untrained(path):
@@ -113,7 +88,7 @@ def test_gradients(pair, tmp_path, note):
 
 def test_greedy_text(pair, note):
     model, _, ckpt, ids = pair
-    prompts = [ids[0, :5].tolist(), ids[1, :9].tolist()]
+    prompts = programs.prompts(ids)
     found = zoo.generate(
         zoo.Decoder(ckpt.config), ckpt.params, prompts, max_new_tokens=64, temperature=0.0
     )
