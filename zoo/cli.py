@@ -1,4 +1,4 @@
-"""The `zoo` command: list, show, convert, generate, chat, verify.
+"""The `zoo` command: list, show, convert, generate, chat, serve, verify.
 
 Each verb is one call into the library. Errors of input end with one line and status 2.
 """
@@ -138,6 +138,26 @@ def _verify(args: argparse.Namespace) -> int:
     return 0 if found.exact and found.greedy_equal and found.logits_error < 1e-5 else 1
 
 
+def _serve(args: argparse.Namespace) -> int:
+    try:
+        from zoo.serve import command
+        from zoo.serve.settings import Settings
+    except ImportError as e:
+        raise ValueError(f"{e}: pip install 'zoo-jax[serve]'") from e
+    settings = Settings(
+        slots=args.slots,
+        length=args.length,
+        queue=args.queue,
+        timeout=args.timeout,
+        embed_tokens=args.embed_tokens,
+        keys=command.keys_of(args.keys),
+        hosts=command.hosts_of(args.host, args.hosts),
+    )
+    folders = command.named(args.folder, args.model)
+    where = dict(host=args.host, port=args.port, routes=args.routes, drain=args.drain)
+    return command.serve(folders, settings, dtype=args.dtype, **where)
+
+
 def _dtype(name: str | None):
     """The type to compute in: float32 on CPU and bfloat16 elsewhere, unless `name` says."""
     import jax
@@ -211,6 +231,23 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--temperature", type=float, help=said)
     _add_sampling(verb)
     verb.set_defaults(run=_chat)
+
+    verb = verbs.add_parser("serve", help="answer OpenAI clients, and people at a chat page")
+    verb.add_argument("folder", nargs="?", help="a Hugging Face folder, a repo id, or a run")
+    verb.add_argument("--model", action="append", default=[], metavar="NAME=DIR")
+    verb.add_argument("--routes", help="a JSON file of names that stand for several models")
+    verb.add_argument("--host", default="127.0.0.1")
+    verb.add_argument("--port", type=int, default=8000, help="0 takes one that is free")
+    verb.add_argument("--hosts", nargs="*", default=[], help="names that clients call it by")
+    verb.add_argument("--keys", help="a file of API keys, a line each; also $ZOO_API_KEYS")
+    verb.add_argument("--slots", type=int, default=8, help="texts that a model makes at a time")
+    verb.add_argument("--length", type=int, help="tokens of a text at most")
+    verb.add_argument("--queue", type=int, default=64, help="requests that may wait for a slot")
+    verb.add_argument("--timeout", type=float, default=600.0, help="seconds for an answer")
+    verb.add_argument("--embed-tokens", type=int, default=512, help="of a text to embed; 0: none")
+    verb.add_argument("--drain", type=int, default=30, help="seconds left after SIGTERM")
+    verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
+    verb.set_defaults(run=_serve)
 
     verb = verbs.add_parser("verify", help="round trip, and logits where torch is installed")
     verb.add_argument("model", help="a Hugging Face folder")

@@ -143,7 +143,7 @@ def _from_tiktoken(file: Path, config: Mapping) -> tokenizers.Tokenizer:
             f"{MOONSHOT_CLASS!r} only, and {file.with_name(CONFIG)} says {kind!r}; add a {JSON}"
         )
     ranks = _ranks(file)
-    letters = _letters()
+    letters = byte_letters()
     vocab = {_spell(token, letters): rank for token, rank in ranks.items()}
     merges = [tuple(_spell(part, letters) for part in pair) for pair in _merges(ranks)]
     # tiktoken takes a word that is a token as it is, whether or not merges lead to it.
@@ -192,7 +192,7 @@ def _merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     return [(token[:cut], token[cut:]) for *_, cut, token in pairs]
 
 
-def _letters() -> list[str]:
+def byte_letters() -> list[str]:
     """The character that stands for each byte in byte-level vocabularies (GPT-2's convention)."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = itertools.count(256)

@@ -9,14 +9,13 @@ import jax
 
 from zoo.inference.sampling import from_options
 from zoo.inference.stream import Session
+from zoo.inference.text import Detokenizer
 
 if TYPE_CHECKING:
     import tokenizers
 
     from zoo.decoder import Decoder
     from zoo.hf.chat import Chat
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Talk:
@@ -96,30 +95,12 @@ class Talk:
 
 
 def text_of(tokens: Iterable[int], tokenizer: tokenizers.Tokenizer) -> Iterator[str]:
-    """The text of tokens as they come, without special ones.
-
-    A character that several tokens make up comes with the last of them. Together the pieces are
-    what `tokenizer.decode` makes of all tokens, if these are a text at all.
-    """
-
-    def decode() -> str:
-        return tokenizer.decode(window, skip_special_tokens=True)
-
-    # A window on the newest tokens, because decoding all of them for each would be quadratic. It
-    # begins with tokens whose text is out: alone, the others could lose the space before them.
-    window: list[int] = []
-    before = out = 0
+    """The text of tokens as they come, without special ones, as `Detokenizer` gives it."""
+    text = Detokenizer(tokenizer)
     for token in tokens:
-        window.append(token)
-        text = decode()
-        whole = text.rstrip(REPLACEMENT)
-        if len(whole) > out:
-            yield whole[out:]
-            out = len(whole)
-            if whole == text:
-                window = window[before:]
-                before, out = len(window), len(decode())
-    if rest := decode()[out:]:
+        if piece := text.push(token):
+            yield piece
+    if rest := text.rest():
         yield rest
 
 

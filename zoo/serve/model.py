@@ -1,0 +1,151 @@
+"""A folder opened to be served: its engine, tokenizer, chat template and embeddings."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+
+import zoo
+from zoo import checkpoint
+from zoo.hf.chat import Chat, open_chat
+from zoo.hf.hub import resolve
+from zoo.inference.completion import Runner
+from zoo.inference.embed import Embedder
+from zoo.inference.engine import LONGEST, Engine
+from zoo.inference.text import Spelling
+from zoo.serve.pulse import Pulse
+from zoo.serve.settings import Settings
+
+if TYPE_CHECKING:
+    import llguidance
+    import tokenizers
+
+
+@dataclass
+class Parts:
+    """What a model is made of.
+
+    Attributes:
+        decoder: it.
+        params: of `zoo.load`.
+        tokenizer: of the same folder.
+        chat: its template, or None for a base model.
+        eos: tokens that end a text.
+    """
+
+    decoder: zoo.Decoder
+    params: dict
+    tokenizer: tokenizers.Tokenizer
+    chat: Chat | None
+    eos: tuple[int, ...]
+
+
+@dataclass
+class Model:
+    """A model at work.
+
+    Attributes:
+        name: that clients call it by.
+        length: tokens of a text at most, prompt and answer together.
+        runner: of its engine.
+        pulse: beats when the engine has made a step.
+        embedder: None where embeddings are left out.
+        created: seconds since 1970.
+    """
+
+    name: str
+    parts: Parts
+    length: int
+    runner: Runner
+    pulse: Pulse
+    embedder: Embedder | None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        return self.parts.tokenizer
+
+    @functools.cached_property
+    def spelling(self) -> Spelling:
+        return Spelling(self.tokenizer)
+
+    @functools.cached_property
+    def grammar_tokens(self) -> llguidance.LLTokenizer:
+        """The vocabulary as grammars see it."""
+        import llguidance
+
+        size = self.parts.decoder.cfg.vocab_size
+        return llguidance.LLTokenizer(self.tokenizer.to_str(), size, list(self.eos))
+
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        """What is left unsaid: as generation_config.json has it, else OpenAI's defaults."""
+        advised = {} if self.parts.chat is None else self.parts.chat.sampling
+        return {"temperature": 1.0, **advised}
+
+    @property
+    def eos(self) -> tuple[int, ...]:
+        chat = self.parts.chat
+        return self.parts.eos if chat is None else chat.eos
+
+
+def start(name: str, parts: Parts, settings: Settings, engine: Engine | None = None) -> Model:
+    """A model with a thread of its own, all programs compiled.
+
+    `engine` is another than the settings make of the parts.
+
+    Raises:
+        ValueError: the settings do not suit the model.
+    """
+    most = parts.decoder.cfg.max_length
+    length = min(settings.length or LONGEST, most)
+    if engine is None:
+        engine = Engine(parts.decoder, parts.params, slots=settings.slots, length=length)
+    engine.warm()
+    embedder = None
+    if settings.embed_tokens:
+        embedder = Embedder(parts.decoder, parts.params, min(settings.embed_tokens, most))
+        embedder.warm()
+    pulse = Pulse()
+    capacity = settings.slots + settings.queue
+    runner = Runner(engine, capacity=capacity, after_step=pulse.beat)
+    return Model(name, parts, length, runner, pulse, embedder)
+
+
+def open_parts(path: str, dtype: jnp.dtype = jnp.float32) -> Parts:
+    """Reads a Hugging Face folder, a repo id of the Hub or a run of train.py.
+
+    Raises:
+        ValueError: it has no tokenizer, or a file is damaged.
+    """
+    from zoo.hf.tokenizer import open_tokenizer
+
+    run = checkpoint.is_run(path)
+    folder = Path(path) / checkpoint.TOKENIZER if run else resolve(path)
+    tokenizer = open_tokenizer(folder)
+    if run:
+        config, params, _ = checkpoint.load_run(path)
+        eos: tuple[int, ...] = ()
+    else:
+        found = zoo.load(folder)
+        config, params, eos = found.config, found.params, found.source.eos
+    chat = open_chat(folder, tokenizer) if _has_template(folder) else None
+    if chat is None and run:
+        from zoo.data import load_tokenizer
+
+        eos = (load_tokenizer(folder).eos,)
+    return Parts(zoo.Decoder(config, dtype=dtype), params, tokenizer, chat, eos)
+
+
+def _has_template(folder: Path) -> bool:
+    from zoo.hf.chat import JINJA, LEGACY, NAMED
+    from zoo.hf.tokenizer import read_config
+
+    files = any((folder / name).exists() for name in (JINJA, LEGACY, NAMED))
+    return files or "chat_template" in read_config(folder)

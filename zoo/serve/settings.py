@@ -1,0 +1,48 @@
+"""What bounds a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CHECKS = {
+    "slots": 1, "length": 2, "queue": 0, "body_bytes": 1024, "timeout": 0.001,
+    "body_timeout": 0.001, "embed_tokens": 0,
+}  # fmt: skip
+"""The least of each number."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits of a server and of each of its models.
+
+    Attributes:
+        slots: texts that a model makes at a time.
+        length: tokens of a text, prompt and answer together; None is the model's max_length, or
+            4096 if that is more.
+        queue: requests that wait for a slot; one more is answered 429.
+        body_bytes: of a request.
+        body_timeout: seconds in which a request must have arrived.
+        timeout: seconds that an answer may take, waiting included.
+        embed_tokens: of a text to embed; 0 leaves embeddings out. They are compiled at the start.
+        keys: API keys, any of which lets a client in; none lets everybody in.
+        hosts: names that a client may call the server by ("*" is any), against pages that make a
+            browser talk to a server of this machine under a name of their own.
+    """
+
+    slots: int = 8
+    length: int | None = None
+    queue: int = 64
+    body_bytes: int = 8 * 2**20
+    body_timeout: float = 30.0
+    timeout: float = 600.0
+    embed_tokens: int = 512
+    keys: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
+
+    def __post_init__(self):
+        for name, least in CHECKS.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{name}={value} must be at least {least}")
+        if any(not key.strip() for key in self.keys):
+            raise ValueError("an API key is empty: give it a value, or leave it out")

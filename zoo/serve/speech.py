@@ -1,0 +1,231 @@
+"""From a body to requests, and from what the engine makes to pieces of text as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.inference.completion import Busy, Completion, EngineFailed, Piece
+from zoo.inference.requests import Request
+from zoo.serve import constraint
+from zoo.serve.errors import ApiError
+from zoo.serve.model import Model
+from zoo.serve.server import Server
+
+RETRY_AFTER = "1"
+"""Seconds after which a client that was told 429 may try again."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a body asks of one model.
+
+    Attributes:
+        prompts: token ids of each.
+        requests: `n` of each prompt, those of a prompt together.
+        stop: strings that end a text.
+        skip_special: leave special tokens out of it.
+    """
+
+    prompts: list[list[int]]
+    requests: list[Request]
+    stop: tuple[str, ...] = ()
+    skip_special: bool = True
+
+
+def plan(
+    model: Model,
+    body: Mapping[str, Any],
+    prompts: Sequence[list[int]],
+    most: int | None,
+    *,
+    skip_special: bool = True,
+    **options: Any,
+) -> Plan:
+    """The requests of a body.
+
+    Args:
+        model: which would answer.
+        body: checked by its schema.
+        prompts: token ids.
+        most: new tokens of each; None is as many as fit.
+        skip_special: as in `Plan`.
+        **options: others of `Request`.
+
+    Raises:
+        ApiError: they don't fit the model.
+    """
+    stop, count, requests = body.get("stop") or (), body.get("n") or 1, []
+    seed = body.get("seed")
+    seed = secrets.randbits(32) if seed is None else seed
+    shared = {**_options(model, body), **options}
+    restrict = constraint.factory(model, body.get("response_format"))
+    for prompt in prompts:
+        limit = _limit(model, prompt, most)
+        for i in range(count):
+            try:
+                request = Request(
+                    tuple(prompt), limit, seed=(seed + i) % 2**32, constraint=restrict(), **shared
+                )
+            except ValueError as e:
+                raise ApiError(str(e)) from e
+            requests.append(request)
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    return Plan(list(prompts), requests, stop, skip_special)
+
+
+def _options(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
+             "repetition_penalty")  # fmt: skip
+    said = {name: body[name] for name in names if body.get(name) is not None}
+    found = {**model.sampling, **said}
+    for name, nothing in (("top_k", (-1, 0)), ("min_p", (0,)), ("top_p", (1,))):
+        if found.get(name) in nothing:
+            del found[name]
+    found["logit_bias"] = _bias(body.get("logit_bias") or {})
+    found["stop_tokens"] = model.eos
+    return found
+
+
+def _bias(said: Mapping[str, float]) -> dict[int, float]:
+    try:
+        return {int(token): bias for token, bias in said.items()}
+    except ValueError as e:
+        raise ApiError(
+            "logit_bias must have token ids as its keys, as /tokenize gives them",
+            param="logit_bias",
+        ) from e
+
+
+def _limit(model: Model, prompt: Sequence[int], most: int | None) -> int:
+    if not prompt:
+        raise ApiError("the prompt has no tokens: begin it with at least one", param="prompt")
+    room = model.length - len(prompt)
+    if room < (1 if most is None else most):
+        asked = "" if most is None else f" and {most} to make"
+        raise ApiError(
+            f"{len(prompt)} tokens of prompt{asked} do not fit the {model.length} tokens that "
+            f"{model.name} has room for",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    return room if most is None else most
+
+
+class Speech:
+    """The answers of a model to a plan, as they come; closing it frees their slots."""
+
+    def __init__(self, server: Server, model: Model, plan: Plan, began: float):
+        """Submits the plan.
+
+        Raises:
+            Busy, EngineFailed, ValueError: as `Runner.submit`.
+        """
+        self.model, self.plan = model, plan
+        self.jobs = model.runner.submit(plan.requests)
+        self._server, self._began = server, began
+        self.completions = [
+            Completion(job, model.tokenizer, stop=plan.stop, skip_special=plan.skip_special)
+            for job in self.jobs
+        ]
+        self._pieces = self._read()
+        self._first: tuple[int, Piece] | None = None
+
+    async def start(self) -> None:
+        """Waits until there is something to send; before that another model can be tried."""
+        self._first = await anext(self._pieces)
+        self._observe("zoo_first_token_seconds")
+
+    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+        """Indices into `completions`, and what is new of them.
+
+        Raises:
+            EngineFailed: the engine failed.
+            ApiError: it took too long.
+        """
+        async with contextlib.aclosing(self._pieces):
+            if self._first is not None:
+                yield self._first
+            async for item in self._pieces:
+                yield item
+        self._observe("zoo_answer_seconds")
+
+    async def _read(self) -> AsyncIterator[tuple[int, Piece]]:
+        seconds = self._server.settings.timeout
+        deadline = asyncio.get_running_loop().time() + seconds
+        try:
+            while not all(answer.finish for answer in self.completions):
+                due = self.model.pulse.next
+                for i, answer in enumerate(self.completions):
+                    if answer.finish is None and any(piece := answer.read()):
+                        yield i, piece
+                if not all(answer.finish for answer in self.completions):
+                    async with asyncio.timeout_at(deadline):
+                        await due.wait()
+        except TimeoutError:
+            raise ApiError(f"the answer took more than {seconds:g} s", 504) from None
+        finally:
+            self.close()
+            for answer in self.completions:
+                why = answer.finish or "cancelled"
+                self._server.metrics.add("zoo_answers_total", model=self.model.name, finish=why)
+
+    def close(self) -> None:
+        """Frees the slots of what is not finished."""
+        for answer in self.completions:
+            answer.cancel()
+
+    def _observe(self, name: str) -> None:
+        elapsed = time.monotonic() - self._began
+        self._server.metrics.observe(name, elapsed, model=self.model.name)
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        read = sum(map(len, self.plan.prompts))
+        made = sum(answer.tokens for answer in self.completions)
+        each = len(self.jobs) // len(self.plan.prompts)
+        cached = sum(job.ticket.cached_tokens for job in self.jobs[::each])
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": made,
+            "total_tokens": read + made,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+
+async def begin(
+    server: Server, models: Sequence[Model], prepare: Callable[[Model], Awaitable[Plan]]
+) -> Speech:
+    """The speech of the first of some models that has begun to answer.
+
+    Raises:
+        ApiError: none of them does; it says why the first does not.
+    """
+    began, errors = time.monotonic(), []
+    for model in models:
+        try:
+            speech = Speech(server, model, await prepare(model), began)
+            await speech.start()
+            return speech
+        except Busy as e:
+            errors.append(ApiError(f"{model.name} is busy: {e}", 429, code="queue_full",
+                                   headers={"Retry-After": RETRY_AFTER}))  # fmt: skip
+        except EngineFailed as e:
+            errors.append(failed(model, e))
+        except ValueError as e:
+            errors.append(ApiError(str(e)))
+        except ApiError as e:
+            errors.append(e)
+    raise errors[0]
+
+
+def failed(model: Model, error: EngineFailed) -> ApiError:
+    """What a client is told of a failed engine; the log has more."""
+    gone = model.runner.failure is not None
+    return ApiError(f"{model.name} failed while it answered: {error}", 503 if gone else 500,
+                    code="engine_failed")  # fmt: skip

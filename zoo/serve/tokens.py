@@ -1,0 +1,71 @@
+"""/v1/embeddings, /tokenize and /detokenize: what needs no answer of the model."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from zoo.serve import chat, completions
+from zoo.serve.errors import ApiError
+from zoo.serve.events import headers
+from zoo.serve.model import Model
+from zoo.serve.server import Server
+
+Body = Mapping[str, Any]
+
+
+async def embeddings(server: Server, body: Body, request: Request) -> Response:
+    """The mean of the final hidden states over each input's tokens, of length one."""
+    model = _model(server, body)
+    if model.embedder is None:
+        raise ApiError("this server was started without embeddings (embed_tokens=0)", 404)
+    inputs = [await completions.encode(model, said) for said in completions.split(body["input"])]
+    try:
+        vectors = [await asyncio.to_thread(model.embedder, tokens) for tokens in inputs]
+    except ValueError as e:
+        raise ApiError(str(e), param="input") from e
+    shown = _base64 if body.get("encoding_format") == "base64" else np.ndarray.tolist
+    data = [
+        {"object": "embedding", "index": i, "embedding": shown(v)} for i, v in enumerate(vectors)
+    ]
+    read = sum(map(len, inputs))
+    usage = {"prompt_tokens": read, "total_tokens": read}
+    found = {"object": "list", "data": data, "model": model.name, "usage": usage}
+    return JSONResponse(found, headers=headers(model.name))
+
+
+async def tokenize(server: Server, body: Body, request: Request) -> Response:
+    """Token ids of a text, or of a conversation as the chat template writes it."""
+    model = _model(server, body)
+    if (body.get("prompt") is None) == (body.get("messages") is None):
+        raise ApiError("give either a prompt or messages", param="prompt")
+    if body.get("messages") is None:
+        special = body.get("add_special_tokens")
+        tokens = await completions.encode(model, body["prompt"], special is not False)
+    else:
+        begins = body.get("add_generation_prompt") is not False
+        said = {**(body.get("chat_template_kwargs") or {}), "add_generation_prompt": begins}
+        tokens = await chat.encode(model, {**body, "chat_template_kwargs": said})
+    return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": model.length})
+
+
+async def detokenize(server: Server, body: Body, request: Request) -> Response:
+    """The text of token ids, special ones shown."""
+    tokenizer = _model(server, body).tokenizer
+    if max(body["tokens"], default=0) >= 2**32:
+        raise ApiError("a token is no token id of any vocabulary", param="tokens")
+    return JSONResponse({"prompt": tokenizer.decode(body["tokens"], skip_special_tokens=False)})
+
+
+def _model(server: Server, body: Body) -> Model:
+    return server.order(body["model"], "", 0, None)[0]
+
+
+def _base64(vector: np.ndarray) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
