@@ -27,7 +27,7 @@ LENGTH = 256
 LIMITS = Settings(slots=4, length=LENGTH, queue=96, embed_tokens=32, body_bytes=2**20)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Site:
     """A server at work: its address, its models, and ways to ask it."""
 

@@ -216,8 +216,9 @@ async def _models(server: Server, request: Request) -> Response:
 
 async def _health(server: Server, request: Request) -> Response:
     failures = server.failures
-    status = "failed" if failures else "ok"
-    return JSONResponse({"status": status, "failed": failures}, 503 if failures else 200)
+    gone = len(failures) == len(server.models)
+    status = "failed" if gone else "degraded" if failures else "ok"
+    return JSONResponse({"status": status, "failed": failures}, 503 if gone else 200)
 
 
 async def _metrics(server: Server, request: Request) -> Response:

@@ -198,7 +198,7 @@ BODIES = {
 
 READS = {
     "/v1/models": "The models and routes that can be named.",
-    "/health": "200 while the server can answer, 503 otherwise.",
+    "/health": "200 while any model can answer, 503 otherwise.",
     "/metrics": "Counts in Prometheus' text format.",
 }
 

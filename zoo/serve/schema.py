@@ -83,7 +83,7 @@ def _bounds(value: float, schema: Schema, where: str) -> None:
     low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
     above = schema.get("exclusiveMinimum", -math.inf)
     if not (low <= value <= high and value > above):
-        least = f"above {above}" if above >= low else f"at least {low}"
+        least = f"above {above}" if "exclusiveMinimum" in schema else f"at least {low}"
         wanted = least if high == math.inf else f"{least} and at most {high}"
         raise _wrong(where, value, f"must be {wanted}")
 
