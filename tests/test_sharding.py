@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 import zoo
 from tests.examples import CONFIGS, random_params
+from zoo import cache as caches
 from zoo import sharding
 from zoo.describe import shapes
 
@@ -47,14 +47,84 @@ def test_every_parameter_has_logical_axes(cfg):
     assert names <= set(sharding.LOGICAL_AXES)
 
 
-def test_rules_refuse_what_does_not_divide():
+def test_rules_say_what_does_not_divide_and_what_would():
     mesh = zoo.make_mesh("tensor=-1")
-    with pytest.raises(ValueError, match=r"\['attn'\]\['o'\].*heads=6 does not divide by 8"):
-        sharding.shardings(CONFIGS["dense"], mesh, {"heads": "tensor"})
-    with pytest.raises(ValueError, match="unknown logical axis 'head'"):
-        sharding.shardings(CONFIGS["dense"], mesh, {"head": "tensor"})
-    with pytest.raises(ValueError, match="maps to 'model', which the mesh lacks"):
-        sharding.shardings(CONFIGS["dense"], mesh, {"heads": "model"})
+    with pytest.raises(ValueError, match="rules do not fit the mesh") as refused:
+        sharding.shardings(CONFIGS["dense"], mesh)
+    lines = str(refused.value).splitlines()
+    assert lines[0] == "rules do not fit the mesh:"
+    assert sorted(line.split(": ", 1)[1] for line in lines[1:]) == [
+        "heads=6 does not divide by tensor=8: 6 would, or a rule that maps 'heads' to None",
+        "kv_heads=2 does not divide by tensor=8: 2 would, or a rule that maps 'kv_heads' to None",
+        "vocab=97 does not divide by tensor=8: 1 or 97 would, or a rule that maps 'vocab' to None",
+    ]
+    assert "stack_0/layer_0/attn/k/w: kv_heads" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ({"head": "tensor"}, "unknown logical axis 'head'"),
+        ({"heads": "model"}, "'heads' maps to 'model', which the mesh lacks"),
+        ("fsdp_tensors", "did you mean 'fsdp_tensor'.*Tables are data, fsdp"),
+    ],
+)
+def test_rules_refuse(rules, says):
+    with pytest.raises(ValueError, match=says):
+        sharding.shardings(CONFIGS["dense"], zoo.make_mesh("tensor=-1"), rules)
+
+
+def test_the_earlier_of_two_rules_has_a_mesh_axis():
+    rules = {"embed": "fsdp", "rank": ("fsdp", "tensor"), "heads": "tensor"}
+    spec = lambda *names: tuple(sharding.partition_spec(names, rules))  # noqa: E731
+    assert spec("embed", "rank") == ("fsdp", None)
+    assert spec("rank", "heads", "head_dim") == (("fsdp", "tensor"), None, None)
+    assert spec("vocab", "embed") == (None, "fsdp")
+
+
+def test_batches_say_what_would_divide():
+    mesh = zoo.make_mesh("data=2,fsdp=-1")
+    assert sharding.batch_sharding(mesh, "fsdp", 16).shard_shape((16, 3)) == (2, 3)
+    with pytest.raises(ValueError, match="12 rows does not divide over data=2 x fsdp=4: 8 or 16"):
+        sharding.batch_sharding(mesh, "fsdp", 12)
+    with pytest.raises(ValueError, match="4 rows does not divide over data=2 x fsdp=4: 8 would"):
+        sharding.batch_sharding(mesh, "fsdp", 4)
+
+
+def test_a_mesh_axis_without_a_rule_is_refused():
+    says = "mesh axis tensor=8 is in no rule"
+    with pytest.raises(ValueError, match=says), sharding.use(zoo.make_mesh("tensor=8"), "fsdp"):
+        pass
+
+
+def test_an_abstract_mesh_needs_no_devices():
+    mesh = sharding.abstract_mesh("fsdp=256,expert=16")
+    placed = sharding.shardings(zoo.config("deepseek-v3"), mesh)["params"]
+    gate = placed["stack_1"]["layer_0"]["moe"]["gate"]["w"]
+    assert gate.shard_shape((58, 256, 7168, 2048)) == (58, 16, 28, 2048)
+    with pytest.raises(ValueError, match="say how many devices fsdp has"):
+        sharding.abstract_mesh("fsdp=-1")
+
+
+def test_nothing_is_whole_on_a_device():
+    """Parameters and caches are made in parts, in programs that hold no more."""
+    cfg, mesh = CONFIGS["mla_moe"], zoo.make_mesh("fsdp=2,expert=2,tensor=2")
+    rules = dict(sharding.RULES["fsdp_tensor_expert"], vocab=None)
+    placed = sharding.shardings(cfg, mesh, rules)
+    made = sharding.init(zoo.Decoder(cfg), jax.random.key(0), mesh, rules)
+    want = jax.jit(zoo.Decoder(cfg).init)(jax.random.key(0), np.zeros((1, 2), np.int32))
+    for leaf, sharding_, one in zip(*map(jax.tree.leaves, (made, placed, want)), strict=True):
+        assert leaf.sharding == sharding_
+        np.testing.assert_allclose(leaf, one, atol=1e-6)
+    gate = made["params"]["stack_1"]["layer_0"]["moe"]["gate"]["w"]
+    assert gate.addressable_shards[0].data.shape == (2, 4, cfg.embed_dim // 2, 14)
+    with sharding.use(mesh, rules):
+        cache = caches.init(CONFIGS["dense"], 8, 16)
+    k = cache.stacks["stack_0"]["layer_0"].k
+    assert k.addressable_shards[0].data.shape == (3, 2, 1, 16, 16)
+    want = sharding.cache_shardings(cache, mesh, rules)
+    same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), cache, want)
+    assert all(jax.tree.leaves(same))
 
 
 @pytest.mark.parametrize("kind", ["dense", "mla_moe"])
@@ -71,7 +141,7 @@ def test_sharded_equals_single(kind):
     mesh = zoo.make_mesh("data=2,fsdp=4")
     placed = jax.tree.map(jax.device_put, params, sharding.shardings(cfg, mesh))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
-    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.activation_rules()):
+    with sharding.use(mesh):
         got, spread = jax.jit(jax.value_and_grad(loss))(placed, jax.device_put(tokens, rows))
     np.testing.assert_allclose(got, want, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(spread), jax.tree.leaves(slope), strict=True):

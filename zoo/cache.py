@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -71,16 +72,43 @@ class Cache(NamedTuple):
 
 
 def init(cfg: Config, batch: int, length: int, dtype: jnp.dtype = jnp.bfloat16) -> Cache:
-    """An empty cache of `length` slots for each of `batch` rows."""
-    stacks = {
-        f"stack_{i}": {
-            f"layer_{j}": _buffers(layer.mixer, stack.repeats, batch, length, dtype)
-            for j, layer in enumerate(stack.layers)
-            if not layer.shares
+    """An empty cache of `length` slots for each of `batch` rows.
+
+    Within `zoo.sharding.use` its buffers are made where their rows and heads belong.
+    """
+
+    def empty() -> Cache:
+        stacks = {
+            f"stack_{i}": {
+                f"layer_{j}": _buffers(layer.mixer, stack.repeats, batch, length, dtype)
+                for j, layer in enumerate(stack.layers)
+                if not layer.shares
+            }
+            for i, stack in enumerate(cfg.stacks)
         }
-        for i, stack in enumerate(cfg.stacks)
-    }
-    return Cache(jnp.zeros((batch,), jnp.int32), stacks)
+        return Cache(jnp.zeros((batch,), jnp.int32), stacks)
+
+    if not nn.get_logical_axis_rules():
+        return empty()
+    names = logical_axes_of(jax.eval_shape(empty))
+    return jax.jit(lambda: nn.with_logical_constraint(empty(), names))()
+
+
+def logical_axes_of(cache: Cache) -> Cache:
+    """The logical axis names of every buffer of a cache, as tuples; slots and widths have none."""
+
+    def named(held: Held) -> Held:
+        heads = "heads" if isinstance(held, Recurrent) else "kv_heads"
+        by_head = {"k", "v", "state"}
+        names = (
+            ("layers", "batch", *((heads,) if field in by_head else ())) for field in held._fields
+        )
+        return type(held)(*(
+            (*name, *(None,) * (leaf.ndim - len(name)))
+            for name, leaf in zip(names, held, strict=True)
+        ))  # fmt: skip
+
+    return Cache(("batch",), jax.tree.map(named, cache.stacks, is_leaf=_is_held))
 
 
 def bytes_per_token(cfg: Config, dtype: jnp.dtype = jnp.bfloat16) -> int:

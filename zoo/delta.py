@@ -93,7 +93,7 @@ class GatedDeltaNet(nn.Module):
         gate = self._linear(x, "gate", (*heads, spec.v_dim), spec.gate_rank).astype(jnp.float32)
         act = jax.nn.silu if spec.gate_act == "silu" else jax.nn.sigmoid
         out = (out * act(gate)).astype(self.dtype)
-        shape = ((*heads, spec.v_dim), (self.dim,), ("heads", "norm", "head_dim", "embed"))
+        shape = ((*heads, spec.v_dim), (self.dim,), ("heads", "groups", "head_dim", "embed"))
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         out = Linear(*shape, **types, name="o")(out)
         return out, None if cache is None else Recurrent(conv.astype(cache.conv.dtype), state)
@@ -106,7 +106,7 @@ class GatedDeltaNet(nn.Module):
     def _linear(self, x, name: str, sizes: tuple[int, ...], rank: int | None = None) -> jax.Array:
         """x to heads of these sizes, directly or through a low rank."""
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        axes = ("heads", "norm", "head_dim")[: len(sizes)]
+        axes = ("heads", "groups", "head_dim")[: len(sizes)]
         if rank is None:
             return Linear((self.dim,), sizes, ("embed", *axes), **types, name=name)(x)
         x = Linear((self.dim,), (rank,), ("embed", "rank"), **types, name=f"{name}_down")(x)
@@ -118,7 +118,7 @@ class GatedDeltaNet(nn.Module):
         key, value = ((spec.k_heads, spec.k_dim), (*heads, spec.v_dim))
         inputs, kernels = [], []
         for name, sizes in (("q", key), ("k", key), ("v", value)):
-            axes = ("heads", "head_dim") if len(sizes) == 2 else ("heads", "norm", "head_dim")
+            axes = ("heads", "head_dim") if len(sizes) == 2 else ("heads", "groups", "head_dim")
             taps = Linear((spec.conv,), sizes, ("norm", *axes), **types, name=f"{name}_conv")
             y = Linear((self.dim,), sizes, ("embed", *axes), **types, name=name)(x)
             inputs.append(y.reshape(*x.shape[:2], -1))
@@ -137,7 +137,7 @@ class GatedDeltaNet(nn.Module):
         """-exp(a_log) softplus(x w + dt_bias), the logarithm of the decay, f32[B, T, K, G, A]."""
         spec = self.spec
         sizes = heads if spec.decay_rank is None else (*heads, spec.k_dim)
-        axes = ("heads", "norm", "head_dim")[: len(sizes)]
+        axes = ("heads", "groups", "head_dim")[: len(sizes)]
         step = nn.with_logical_partitioning(_step_bias, axes)
         rate = nn.with_logical_partitioning(_log_rate, axes[:2])
         dt_bias = self.param("dt_bias", step, sizes, self.param_dtype).astype(jnp.float32)

@@ -1,34 +1,61 @@
 """Named meshes and the rules that lay logical axes onto them.
 
-Parameters and activations carry logical axis names (`embed`, `heads`, `experts`, `batch`, ...). A
-rule table maps each to a mesh axis, to several, or to None, and `shardings` turns that into one
-`NamedSharding` per parameter. Mesh axes: data fsdp expert tensor context stage.
+Parameters, caches and activations carry logical axis names (`embed`, `heads`, `experts`, `batch`,
+...). A rule table maps each to a mesh axis, to several, or to None; `shardings` turns that into one
+`NamedSharding` per parameter, and within `use` models lay out their activations by it. Mesh axes:
+data fsdp expert tensor context stage.
+
+A table is read in order: where two of its names meet in one array and share a mesh axis, the
+earlier one has it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from zoo.cache import Cache, logical_axes_of
 from zoo.config import Config
 from zoo.decoder import Decoder
 
 AXES = ("data", "fsdp", "expert", "tensor", "context", "stage")
 
-Rules = Mapping[str, str | tuple[str, ...] | None]
+Axes = str | tuple[str, ...] | None
+Rules = Mapping[str, Axes]
 
 LOGICAL_AXES = (
-    "vocab", "embed", "heads", "kv_heads", "head_dim", "mlp", "experts", "rank", "layers", "norm",
-    "batch", "length", "act_embed", "act_heads", "act_mlp", "act_experts",
+    "vocab", "embed", "heads", "kv_heads", "groups", "head_dim", "mlp", "experts", "rank", "layers",
+    "norm", "batch", "length", "act_embed", "act_heads", "act_mlp", "act_experts",
 )  # fmt: skip
 
-FSDP: Rules = {"batch": ("data", "fsdp"), "embed": "fsdp"}
-"""Batches over data and fsdp, parameters over fsdp by their embedding axis."""
+_FSDP: Rules = {"embed": "fsdp", "rank": "fsdp"}
+_TENSOR: Rules = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+_EXPERT: Rules = {"experts": "expert"}
+
+RULES: dict[str, Rules] = {
+    "data": {"batch": "data"},
+    "fsdp": {"batch": ("data", "fsdp"), **_FSDP},
+    "tensor": {"batch": "data", **_TENSOR},
+    "fsdp_tensor": {"batch": ("data", "fsdp"), **_FSDP, **_TENSOR},
+    "expert": {"batch": ("data", "fsdp", "expert"), **_EXPERT, **_FSDP},
+    "fsdp_tensor_expert": {
+        "batch": ("data", "fsdp", "expert"), **_EXPERT, **_FSDP, **_TENSOR,
+    },
+}  # fmt: skip
+"""Tables by name. Batches are cut over `data` and over the axes that cut parameters by other names
+than those of a product's output: `fsdp` (arXiv:2304.11277, ZeRO-3) and `expert`; `tensor` cuts
+heads, hidden units and vocabulary (arXiv:1909.08053)."""
+
+DEFAULT = "fsdp_tensor_expert"
+"""Uses whichever of these axes a mesh has; an axis of size 1 changes nothing."""
 
 
 def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -38,6 +65,31 @@ def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
         ValueError: an unknown or repeated axis, a size that is no number, or sizes that do not fit.
     """
     devices = list(jax.devices() if devices is None else devices)
+    sizes = mesh_sizes(spec, len(devices))
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+
+
+def abstract_mesh(spec: str) -> AbstractMesh:
+    """A mesh of no devices, for `shardings` of more of them than there are; no size is -1.
+
+    Raises:
+        ValueError: as `make_mesh`.
+    """
+    sizes = mesh_sizes(spec)
+    return AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(spec: str, devices: int | None = None) -> dict[str, int]:
+    """The size of every axis of "data=2,fsdp=-1", in the order of `AXES`.
+
+    Args:
+        spec: as for `make_mesh`.
+        devices: what the sizes must multiply to; None is whatever they do.
+
+    Raises:
+        ValueError: as `make_mesh`.
+    """
     sizes: dict[str, int] = {}
     for part in filter(None, (p.strip() for p in spec.split(","))):
         name, _, size = part.partition("=")
@@ -52,15 +104,60 @@ def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     if len(filling) > 1:
         raise ValueError(f"mesh {spec!r}: only one axis can be -1, not {' and '.join(filling)}")
     fixed = math.prod(size for size in sizes.values() if size != -1)
+    if filling and devices is None:
+        raise ValueError(f"mesh {spec!r}: say how many devices {filling[0]} has, instead of -1")
     if filling:
-        sizes[filling[0]] = len(devices) // fixed
-    if math.prod(sizes.values()) != len(devices):
+        sizes[filling[0]] = devices // fixed
+    if devices is not None and math.prod(sizes.values()) != devices:
         raise ValueError(
             f"mesh {spec!r} holds {fixed} device(s){' times -1' if filling else ''}, but there are "
-            f"{len(devices)}: make the sizes multiply to {len(devices)}"
+            f"{devices}: make the sizes multiply to {devices}"
         )
-    shape = tuple(sizes.get(name, 1) for name in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return {name: sizes.get(name, 1) for name in AXES}
+
+
+def find_rules(rules: str | Rules | None = None) -> Rules:
+    """The table of a name, of `DEFAULT`, or the one given.
+
+    Raises:
+        ValueError: no table of that name, or a logical axis that does not exist.
+    """
+    if rules is None:
+        rules = DEFAULT
+    if isinstance(rules, str):
+        if rules not in RULES:
+            near = difflib.get_close_matches(rules, RULES, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"rules={rules!r}: {hint}Tables are {', '.join(RULES)}")
+        return RULES[rules]
+    for name in rules:
+        if name not in LOGICAL_AXES:
+            raise ValueError(
+                f"rules: unknown logical axis {name!r}; axes are {', '.join(LOGICAL_AXES)}"
+            )
+    return rules
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, rules: str | Rules | None = None) -> Iterator[None]:
+    """Within it models lay out activations and caches over a mesh, and exchange tokens by experts.
+
+    A program keeps the rules that it was traced under: change tables between programs, not between
+    calls of one.
+
+    Raises:
+        ValueError: a rule for an axis that does not exist, or an axis of the mesh without a rule.
+    """
+    rules = find_rules(rules)
+    _check_mesh_axes(rules, mesh)
+    named = {axis for axes in rules.values() for axis in _as_tuple(axes)}
+    if idle := [f"{a}={n}" for a, n in mesh.shape.items() if n > 1 and a not in named]:
+        raise ValueError(
+            f"mesh axis {', '.join(idle)} is in no rule, so that its devices would all do the same "
+            f"work: use a table that names it, or make it 1; the rules name {', '.join(named)}"
+        )
+    with jax.set_mesh(mesh), nn.logical_axis_rules(activation_rules(rules)):
+        yield
 
 
 def logical_axes(cfg: Config) -> dict:
@@ -68,35 +165,110 @@ def logical_axes(cfg: Config) -> dict:
     return nn.get_partition_spec(_boxed_shapes(cfg))
 
 
-def shardings(cfg: Config, mesh: Mesh, rules: Rules | None = None) -> dict:
+def shardings(cfg: Config, mesh: Mesh | AbstractMesh, rules: str | Rules | None = None) -> dict:
     """A `NamedSharding` per parameter, in the shape of `Decoder(cfg).init`.
 
     Raises:
-        ValueError: a rule for an unknown axis, or a dimension that its mesh axes do not divide.
+        ValueError: a rule for an axis that does not exist, or dimensions that their mesh axes do
+            not divide; every one is named, with what would.
     """
-    rules = FSDP if rules is None else rules
-    _check_rules(rules, mesh)
-    shapes = nn.meta.unbox(_boxed_shapes(cfg))
+    rules = find_rules(rules)
+    _check_mesh_axes(rules, mesh)
+    uneven: dict[tuple, str] = {}
 
     def place(path, logical: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        spec = PartitionSpec(*(rules.get(name) for name in logical))
-        for size, name, axes in zip(leaf.shape, logical, spec, strict=False):
-            parts = math.prod(mesh.shape[a] for a in _as_tuple(axes))
-            if size % parts:
-                raise ValueError(
-                    f"{jax.tree_util.keystr(path)}: {name}={size} does not divide by {parts}, the "
-                    f"size of mesh axes {axes}: choose a divisor, or map {name!r} to None"
-                )
+        spec = partition_spec(logical, rules)
+        for size, name, axes in zip(leaf.shape, logical, spec, strict=True):
+            if size % _parts(mesh, axes):
+                uneven.setdefault((name, size, axes), _path(path))
         return NamedSharding(mesh, spec)
 
     is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(place, logical_axes(cfg), shapes, is_leaf=is_spec)
+    shapes = nn.meta.unbox(_boxed_shapes(cfg))
+    placed = jax.tree_util.tree_map_with_path(place, logical_axes(cfg), shapes, is_leaf=is_spec)
+    if uneven:
+        lines = (_uneven(mesh, *what, where) for what, where in uneven.items())
+        raise ValueError("rules do not fit the mesh:\n" + "\n".join(lines))
+    return placed
 
 
-def activation_rules(rules: Rules | None = None) -> list[tuple[str, str | tuple[str, ...] | None]]:
+def partition_spec(logical: Sequence[str | None], rules: Rules) -> PartitionSpec:
+    """Mesh axes of an array from its logical ones, by the first rule that asks for each."""
+    found: dict[str, Axes] = {}
+    taken: set[str] = set()
+    for name, axes in rules.items():
+        if name in logical and not taken & set(_as_tuple(axes)):
+            found[name] = axes
+            taken.update(_as_tuple(axes))
+    return PartitionSpec(*(found.get(name) for name in logical))
+
+
+def shardings_like(tree: Any, params: dict, placed: dict) -> Any:
+    """Shardings of an optimizer's state: parts that mirror `params` lie as these, others whole.
+
+    Args:
+        tree: arrays or shapes, with subtrees in the structure of `params`.
+        params: arrays or shapes.
+        placed: the sharding of each of `params`.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(placed)
+    known = dict(zip((_keys(path) for path, _ in leaves), jax.tree.leaves(params), strict=True))
+    where = {_keys(path): sharding for path, sharding in leaves}
+    whole = NamedSharding(leaves[0][1].mesh, PartitionSpec())
+
+    def place(path, leaf) -> NamedSharding:
+        keys = _keys(path)
+        same = keys in known and known[keys].shape == leaf.shape
+        return where[keys] if same else whole
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def cache_shardings(cache: Cache, mesh: Mesh, rules: str | Rules | None = None) -> Cache:
+    """A `NamedSharding` for every buffer of a cache: rows as batches, heads as those of keys."""
+    rules = find_rules(rules)
+    _check_mesh_axes(rules, mesh)
+
+    def place(logical: tuple[str | None, ...], _) -> NamedSharding:
+        return NamedSharding(mesh, partition_spec(logical, rules))
+
+    return jax.tree.map(place, logical_axes_of(cache), cache, is_leaf=_is_names)
+
+
+def batch_sharding(mesh: Mesh, rules: str | Rules | None, rows: int) -> NamedSharding:
+    """Where the arrays [B, T] of a batch of B = `rows` lie.
+
+    Raises:
+        ValueError: the rows do not divide over the mesh.
+    """
+    rules = find_rules(rules)
+    _check_mesh_axes(rules, mesh)
+    spec = partition_spec(("batch", "length"), rules)
+    parts = _parts(mesh, spec[0])
+    if rows % parts:
+        less = f"{rows - rows % parts} or " if rows > parts else ""
+        raise ValueError(
+            f"a batch of {rows} rows does not divide over {_sizes(mesh, spec[0])}: "
+            f"{less}{rows + parts - rows % parts} would"
+        )
+    return NamedSharding(mesh, spec)
+
+
+def init(model: Decoder, rng: jax.Array, mesh: Mesh, rules: str | Rules | None = None) -> dict:
+    """`model.init` with every parameter made where it belongs: none is ever whole on a device.
+
+    Raises:
+        ValueError: as `shardings`.
+    """
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    placed = shardings(model.cfg, mesh, rules)
+    return jax.jit(lambda key: model.init(key, tokens), out_shardings=placed)(rng)
+
+
+def activation_rules(rules: str | Rules | None = None) -> list[tuple[str, Axes]]:
     """The same rules for `flax.linen.logical_axis_rules`, every logical axis named."""
-    rules = FSDP if rules is None else rules
-    return [(name, rules.get(name)) for name in LOGICAL_AXES]
+    rules = find_rules(rules)
+    return [*rules.items(), *((name, None) for name in LOGICAL_AXES if name not in rules)]
 
 
 def _boxed_shapes(cfg: Config) -> dict:
@@ -104,12 +276,8 @@ def _boxed_shapes(cfg: Config) -> dict:
     return jax.eval_shape(Decoder(cfg).boxed_init, jax.random.key(0), tokens)
 
 
-def _check_rules(rules: Rules, mesh: Mesh) -> None:
+def _check_mesh_axes(rules: Rules, mesh: Mesh | AbstractMesh) -> None:
     for name, axes in rules.items():
-        if name not in LOGICAL_AXES:
-            raise ValueError(
-                f"rules: unknown logical axis {name!r}; axes are {', '.join(LOGICAL_AXES)}"
-            )
         for axis in _as_tuple(axes):
             if axis not in mesh.shape:
                 raise ValueError(
@@ -118,5 +286,42 @@ def _check_rules(rules: Rules, mesh: Mesh) -> None:
                 )
 
 
-def _as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def _uneven(mesh: Mesh | AbstractMesh, name: str, size: int, axes: Axes, where: str) -> str:
+    parts = _parts(mesh, axes)
+    divisors = [n for n in range(1, size + 1) if size % n == 0]
+    near = [max(n for n in divisors if n < parts), *(n for n in divisors if n > parts)][:2]
+    return (
+        f"  {where}: {name}={size} does not divide by {_sizes(mesh, axes)}: "
+        f"{' or '.join(map(str, near))} would, or a rule that maps {name!r} to None"
+    )
+
+
+def _sizes(mesh: Mesh | AbstractMesh, axes: Axes) -> str:
+    """('data', 'fsdp') -> "data=2 x fsdp=4"."""
+    return " x ".join(f"{axis}={mesh.shape[axis]}" for axis in _as_tuple(axes))
+
+
+def _parts(mesh: Mesh | AbstractMesh, axes: Axes) -> int:
+    return math.prod(mesh.shape[axis] for axis in _as_tuple(axes))
+
+
+def _as_tuple(axes: Axes) -> tuple[str, ...]:
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def _keys(path: tuple) -> tuple[str, ...]:
+    """The names of dicts at the end of a path, which are those of a parameter."""
+    keys: list[str] = []
+    for key in reversed(path):
+        if not isinstance(key, jax.tree_util.DictKey):
+            break
+        keys.append(key.key)
+    return tuple(reversed(keys))
+
+
+def _path(path: tuple) -> str:
+    return "/".join(_keys(path)).removeprefix("params/")
+
+
+def _is_names(x: object) -> bool:
+    return type(x) is tuple
