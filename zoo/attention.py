@@ -80,7 +80,7 @@ def attend(
     sinks = None if sinks is None else sinks.astype(jnp.float32).reshape(K, N // K)
     if offset is None:
         if chunk is not None:
-            segment_ids, window = _chunks(segment_ids, (B, T), chunk), chunk
+            segment_ids, window = chunks(segment_ids, (B, T), chunk), chunk
         out = _causal(q, k, v, _Sight(segment_ids, allowed), sinks, window, softcap)
     else:
         out = _cached(q, k, v, offset, allowed, sinks, window, chunk, softcap)
@@ -184,7 +184,7 @@ def _cap(scores: jax.Array, softcap: float | None) -> jax.Array:
     return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
-def _chunks(segment_ids: jax.Array | None, shape: tuple[int, int], chunk: int) -> jax.Array:
+def chunks(segment_ids: jax.Array | None, shape: tuple[int, int], chunk: int) -> jax.Array:
     """Segments cut into chunks, i32[B, T]: each is named by the slot that it starts at."""
     slots = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
     if segment_ids is None:

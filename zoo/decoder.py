@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo import rope
+from zoo import rope, zigzag
 from zoo.cache import Cache, slots
 from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, Stack
 from zoo.delta import GatedDeltaNet
@@ -51,12 +51,13 @@ class Output(NamedTuple):
 
 class Context(NamedTuple):
     """What all layers share: rotation tables per distinct rope, positions i32[B, T], offset i32[B],
-    ids i32[B, T]."""
+    ids i32[B, T]; and where devices share rows, the `slots` i32[T] of their zigzag order."""
 
     turns: tuple[rope.Turn, ...]
     positions: jax.Array
     offset: jax.Array | None
     segment_ids: jax.Array | None
+    slots: jax.Array | None
 
 
 class Carried(NamedTuple):
@@ -104,7 +105,10 @@ class Block(nn.Module):
         )  # fmt: skip
         mix = module(mixer, self.cfg.embed_dim, **types, name=name)
         if isinstance(mixer, MLA):
-            return mix(x, turn, chosen=chosen, **inputs)
+            return mix(x, turn, chosen=chosen, slots=context.slots, **inputs)
+        if isinstance(mixer, Attention):
+            return *mix(x, turn, slots=context.slots, **inputs), chosen
+        zigzag.require_whole(context.slots, "a recurrence")
         return *mix(x, turn, **inputs), chosen
 
     def _normalized(self, name: str, x: jax.Array) -> jax.Array:
@@ -270,6 +274,7 @@ class Decoder(nn.Module):
     ) -> Output:
         """Like a plain call, up to the final norm: `hidden` dtype[B, T, D] instead of `logits`."""
         context = self._context(tokens, segment_ids, positions, cache)
+        tokens = zigzag.arrange(tokens, context.slots)
         carried = Carried(self._embedded(tokens), self._all_chosen(tokens, cache))
         stacks, aux = {}, {}
         for i in range(len(self.cfg.stacks)):
@@ -280,7 +285,7 @@ class Decoder(nn.Module):
         if cache is not None:
             real = tokens.shape[1] if segment_ids is None else (segment_ids > 0).sum(-1)
             cache = Cache(cache.lengths + real, stacks)
-        return Output(None, cache, aux, self.final_norm(carried.x))
+        return Output(None, cache, aux, zigzag.restore(self.final_norm(carried.x), context.slots))
 
     def draft(
         self,
@@ -306,7 +311,9 @@ class Decoder(nn.Module):
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]) + depth + 1, tokens.shape)
         context = self._context(tokens, segment_ids, positions, None)
         predict = getattr(self, f"mtp_{depth}")
+        hidden, tokens = zigzag.arrange((hidden, tokens), context.slots)
         hidden, aux = predict(hidden, self._embedded(tokens), context)
+        hidden = zigzag.restore(hidden, context.slots)
         return Output(None, None, {f"mtp_{depth}": aux} if aux else {}, hidden)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -356,8 +363,11 @@ class Decoder(nn.Module):
         if positions is None:
             start = 0 if offset is None else offset[:, None]
             positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        whole = cache is not None or self.is_initializing()
+        order = None if whole else zigzag.slots(tokens.shape[1])
+        positions, segment_ids = zigzag.arrange((positions, segment_ids), order)
         turns = tuple(rope.tables(r, positions, self.dtype) for r in self.cfg.ropes)
-        return Context(turns, positions, offset, segment_ids)
+        return Context(turns, positions, offset, segment_ids, order)
 
     def _run(self, i: int, carried: Carried, held: Any, context: Context):
         if not self.unstacked:

@@ -34,6 +34,7 @@ class GroupedQueryAttention(nn.Module):
         cache: caches.KV | None = None,
         offset: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
+        slots: jax.Array | None = None,
     ) -> tuple[jax.Array, caches.KV]:
         """Attends within x, or from x to a cache that x is first written into.
 
@@ -46,6 +47,7 @@ class GroupedQueryAttention(nn.Module):
                 cache.
             offset: i32[B], the tokens already in each row of the cache.
             segment_ids: i32[B, T], documents packed in a row; tokens see their own only.
+            slots: i32[T] of `zoo.zigzag`, without a cache: where the tokens of shared rows stand.
 
         Returns:
             dtype[B, T, D] and the cache with x's keys and values in it; without a cache, these
@@ -71,6 +73,7 @@ class GroupedQueryAttention(nn.Module):
             q, k, v,
             scale=spec.head_dim**-0.5 if spec.scale is None else spec.scale,
             offset=offset,
+            slots=slots,
             segment_ids=segment_ids if offset is None else None,
             sinks=self._sinks() if spec.sinks else None,
             window=spec.window, chunk=spec.chunk, softcap=spec.softcap,

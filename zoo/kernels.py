@@ -6,14 +6,30 @@ for cpu, cuda and tpu.
 
 from __future__ import annotations
 
+from typing import Any
+
 import chex
 import jax
 from jax import lax
 
-from zoo import grouped_cpu, grouped_gpu, grouped_tpu
-from zoo.attention import attend
+from zoo import attention, grouped_cpu, grouped_gpu, grouped_tpu, ring
 
 __all__ = ["attend", "grouped_matmul"]
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    slots: jax.Array | None = None,
+    offset: jax.Array | None = None,
+    **how: Any,
+) -> jax.Array:
+    """`zoo.attention.attend`, or `zoo.ring.attend` where `slots` say that devices share rows."""
+    if slots is None:
+        return attention.attend(q, k, v, offset=offset, **how)
+    return ring.attend(q, k, v, slots=slots, **how)
 
 
 @jax.custom_vjp

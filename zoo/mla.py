@@ -62,6 +62,7 @@ class LatentAttention(nn.Module):
         cache: caches.Latent | caches.IndexedLatent | None = None,
         offset: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
+        slots: jax.Array | None = None,
         chosen: jax.Array | None = None,
     ) -> tuple[jax.Array, caches.Latent | caches.IndexedLatent | None, jax.Array | None]:
         """Attends within x, or from x to a cache that x is first written into.
@@ -73,6 +74,7 @@ class LatentAttention(nn.Module):
             cache: of [B, S, R + P]; with S == T it is being filled from empty.
             offset: i32[B], the tokens already in each row of the cache.
             segment_ids: i32[B, T], documents packed in a row; tokens see their own only.
+            slots: i32[T] of `zoo.zigzag`, without a cache: where the tokens of shared rows stand.
             chosen: bool[B, T, S], what the last indexer before this layer chose.
 
         Returns:
@@ -95,7 +97,7 @@ class LatentAttention(nn.Module):
             if absorbed:
                 y = self._absorbed(q_nope, q_rope, cache.c, offset=offset, allowed=allowed)
                 return self.o(y), cache, chosen
-        sight = dict(segment_ids=segment_ids, allowed=allowed)
+        sight = dict(segment_ids=segment_ids, slots=slots, allowed=allowed)
         return self.o(self._expanded(q_nope, q_rope, latent, k_rope, **sight)), cache, chosen
 
     @property
