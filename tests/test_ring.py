@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import zoo
 import zoo.attention
 from tests.examples import CONFIGS, random_params
-from zoo import ring, zigzag
+from zoo import ring, sharding, zigzag
 
 CASES = {
     "plain": {},
@@ -132,7 +132,7 @@ def test_decoder_on_shared_rows_equals_one_device():
         return sum((jnp.tanh(h) * weights).sum() for h in hidden), out.hidden
 
     want, want_hidden = jax.jit(jax.grad(loss, has_aux=True))(params)
-    with jax.set_mesh(zoo.make_mesh("context=4,data=2")):
+    with sharding.use(zoo.make_mesh("context=4,data=2")):
         got, got_hidden = jax.jit(jax.grad(loss, has_aux=True))(params)
     close(got_hidden, want_hidden, 1e-5)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):

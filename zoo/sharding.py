@@ -39,6 +39,7 @@ LOGICAL_AXES = (
 _FSDP: Rules = {"embed": "fsdp", "rank": "fsdp"}
 _TENSOR: Rules = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 _EXPERT: Rules = {"experts": "expert"}
+_CONTEXT: Rules = {"length": "context"}
 
 RULES: dict[str, Rules] = {
     "data": {"batch": "data"},
@@ -47,12 +48,12 @@ RULES: dict[str, Rules] = {
     "fsdp_tensor": {"batch": ("data", "fsdp"), **_FSDP, **_TENSOR},
     "expert": {"batch": ("data", "fsdp", "expert"), **_EXPERT, **_FSDP},
     "fsdp_tensor_expert": {
-        "batch": ("data", "fsdp", "expert"), **_EXPERT, **_FSDP, **_TENSOR,
+        "batch": ("data", "fsdp", "expert"), **_EXPERT, **_FSDP, **_TENSOR, **_CONTEXT,
     },
 }  # fmt: skip
 """Tables by name. Batches are cut over `data` and over the axes that cut parameters by other names
 than those of a product's output: `fsdp` (arXiv:2304.11277, ZeRO-3) and `expert`; `tensor` cuts
-heads, hidden units and vocabulary (arXiv:1909.08053)."""
+heads, hidden units and vocabulary (arXiv:1909.08053); `context` cuts rows (`zoo.ring`)."""
 
 DEFAULT = "fsdp_tensor_expert"
 """Uses whichever of these axes a mesh has; an axis of size 1 changes nothing."""
