@@ -1,4 +1,4 @@
-"""The `zoo` command: list, show, convert, generate, chat, serve, verify.
+"""The `zoo` command: list, show, convert, generate, chat, serve, export, verify.
 
 Each verb is one call into the library. Errors of input end with one line and status 2.
 """
@@ -122,6 +122,17 @@ def _chat(args: argparse.Namespace) -> None:
         **{**chat.sampling, **flags},
     )
     converse(talk)
+
+
+def _export(args: argparse.Namespace) -> None:
+    import zoo
+    from zoo.hf.hub import resolve
+    from zoo.inference import export
+
+    platforms = args.platforms.split(",")
+    export.check(args.out, platforms)
+    sizes = export.Sizes(args.batch, args.length, args.piece)
+    print(export.export(zoo.load(resolve(args.model)), args.out, platforms, sizes, args.dtype))
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -248,6 +259,17 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--drain", type=int, default=30, help="seconds left after SIGTERM")
     verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
     verb.set_defaults(run=_serve)
+
+    verb = verbs.add_parser("export", help="programs and weights that run with jax alone")
+    verb.add_argument("model", help="a Hugging Face folder, or a repo id of the Hub")
+    verb.add_argument("out", help="the folder to make")
+    verb.add_argument("--platforms", default="cpu", help="of cpu, cuda, tpu, by commas")
+    verb.add_argument("--batch", type=int, default=1, help="rows of a call")
+    verb.add_argument("--length", type=int, default=1024, help="tokens of a text at most")
+    verb.add_argument("--piece", type=int, default=64, help="tokens of a call of prefill")
+    verb.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                      help="of the computation; weights stay as they are")  # fmt: skip
+    verb.set_defaults(run=_export)
 
     verb = verbs.add_parser("verify", help="round trip, and logits where torch is installed")
     verb.add_argument("model", help="a Hugging Face folder")
