@@ -48,12 +48,14 @@ class Faulty(Engine):
     Attributes:
         faults: steps that will raise.
         broken: it cannot begin again either.
+        held: it makes no step until this is set.
     """
 
     faults = 0
     broken = False
 
     def step(self):
+        self.held.wait()
         if self.broken:
             raise RuntimeError("device lost")
         if self.faults and any(self._seats):
@@ -77,7 +79,10 @@ def made():
 
 @pytest.fixture
 def engine(made):
-    return Faulty(*made, slots=2, length=64)
+    engine = Faulty(*made, slots=2, length=64)
+    engine.held = threading.Event()
+    engine.held.set()
+    return engine
 
 
 @pytest.fixture
@@ -161,9 +166,15 @@ def test_an_engine_that_cannot_go_on_fails_everybody_and_says_so(engine, run):
 
 
 def test_all_or_nothing_is_queued(run):
-    with pytest.raises(Busy, match="of 4 at most"):
+    with pytest.raises(ValueError, match="5 texts are more than the 4"):
         run.submit([Request((5,), 1)] * 5)
-    assert run.load == 0
+    run.engine.held.clear()
+    jobs = run.submit([Request((5,), 1)] * 3)
+    with pytest.raises(Busy, match="of 4 at most"):
+        run.submit([Request((5,), 1)] * 2)
+    assert run.load == 3
+    run.engine.held.set()
+    run.until(lambda: all(job.done for job in jobs))
     with pytest.raises(ValueError, match="outside the vocabulary"):
         run.submit([Request((5,), 40), Request((10_000,), 1)])
     run.until(lambda: run.load == 0)

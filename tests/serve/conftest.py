@@ -68,6 +68,7 @@ class Gated(Engine):
 
     Attributes:
         gate: open while it is set.
+        left: steps after which it closes by itself; None is never.
         faults: steps that will raise.
     """
 
@@ -76,9 +77,15 @@ class Gated(Engine):
         self.gate = threading.Event()
         self.gate.set()
         self.faults = 0
+        self.left: int | None = None
 
     def step(self) -> bool:
         self.gate.wait()
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                self.left = None
+                self.gate.clear()
         return super().step()
 
     def _decode(self) -> bool:

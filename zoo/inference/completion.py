@@ -109,11 +109,16 @@ class Runner:
         Raises:
             Busy: they would pass the capacity.
             EngineFailed: there is no engine any more.
-            ValueError: the engine refuses one; those before it are cancelled.
+            ValueError: they can never fit, or the engine refuses one; then all are cancelled.
         """
         with self._lock:
             if self.failure is not None:
                 raise EngineFailed(self.failure)
+            if len(requests) > self.capacity:
+                raise ValueError(
+                    f"{len(requests)} texts are more than the {self.capacity} that are decoded or "
+                    "wait at a time: ask for fewer choices or prompts"
+                )
             if self.load + len(requests) > self.capacity:
                 raise Busy(f"{self.load} requests wait or run, of {self.capacity} at most")
             jobs: list[Job] = []

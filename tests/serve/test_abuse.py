@@ -1,0 +1,269 @@
+"""Load, malice and accidents: the server answers, says why it does not, and forgets nothing."""
+
+import concurrent.futures
+import dataclasses
+import gc
+import http.client
+import json
+import os
+import random
+import socket
+import threading
+from pathlib import Path
+
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.serve.conftest import LIMITS, gated, served
+from tests.serve.test_api import HI, metric
+from zoo.serve import fields
+from zoo.serve.model import start
+
+ASK = {"model": "tiny", "prompt": "a", "max_tokens": 4, "temperature": 0}
+
+
+def idle(site, name="tiny") -> bool:
+    """Waits until no slot is taken and nobody waits; the requests for it pass the time."""
+    counts = (f'zoo_active{{model="{name}"}}', f'zoo_waiting{{model="{name}"}}')
+    return any(not any(metric(site, count) for count in counts) for _ in range(5000))
+
+
+def test_sixty_four_clients_at_once_get_what_each_would_alone(site, parts, greedy):
+    prompts = [f"client {i}" * (1 + i % 5) for i in range(64)]
+    want = [greedy(parts.tokenizer.encode(p).ids, 8) for p in prompts[:12]]
+    client, barrier = site.client, threading.Barrier(64)
+
+    def ask(prompt):
+        barrier.wait()
+        return client.completions.create(
+            model="tiny", prompt=prompt, max_tokens=8, temperature=0, stream=True
+        )
+
+    with concurrent.futures.ThreadPoolExecutor(64) as pool:
+        streams = list(pool.map(ask, prompts))
+        texts = list(pool.map(lambda s: "".join(c.choices[0].text for c in s), streams))
+    assert texts[:12] == want
+    assert all(texts)
+    assert idle(site)
+
+
+def sent(site, body: dict, path="/v1/completions") -> socket.socket:
+    """A connection on which a request has been written."""
+    raw = json.dumps(body).encode()
+    made = socket.create_connection(("127.0.0.1", site.port), timeout=60)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    made.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
+    return made
+
+
+def test_clients_that_vanish_free_their_slots(site):
+    """At any point: before the body is whole, while waiting, in the middle of a stream."""
+    chance = random.Random(0)
+    for i in range(24):
+        body = {**ASK, "max_tokens": 200, "n": chance.randint(1, 4), "stream": bool(i % 4)}
+        client = sent(site, {**body, "logit_bias": {"259": -100}})
+        for _ in range(chance.randint(0, 3)):
+            client.recv(chance.randint(1, 4000))
+        if chance.random() < 0.5:  # a reset instead of an end
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
+    half = socket.create_connection(("127.0.0.1", site.port))
+    half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
+    half.close()
+    assert idle(site)
+    assert site.ask("POST", "/v1/completions", ASK)[0] == 200
+
+
+SCRAPS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+EXAMPLES = {
+    "/v1/completions": {"model": "tiny", "prompt": "a", "max_tokens": 1},
+    "/v1/chat/completions": {"model": "tiny", "messages": HI, "max_tokens": 1},
+    "/v1/embeddings": {"model": "tiny", "input": "a"},
+    "/tokenize": {"model": "tiny", "prompt": "a"},
+    "/detokenize": {"model": "tiny", "tokens": [1]},
+}
+
+
+def bodies(path: str):
+    """Sound bodies with fields replaced, by sound values and by scraps."""
+    names = list(fields.BODIES[path]["properties"])
+    change = st.dictionaries(st.sampled_from(names) | st.text(max_size=5), SCRAPS, max_size=2)
+    return change.map(lambda changed: {**EXAMPLES[path], **changed})
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_no_body_makes_the_server_fail(site, data):
+    path = data.draw(st.sampled_from(list(EXAMPLES)))
+    raw = data.draw(bodies(path).map(lambda b: json.dumps(b).encode()) | st.binary(max_size=50))
+    status, found = site.ask("POST", path, raw)
+    assert status in (200, 400, 404), found
+    if status != 200 and found:
+        assert set(found["error"]) == {"message", "type", "param", "code"}
+
+
+NESTED = b'{"model": "tiny", "prompt": "a", "metadata": ' + b'{"a":' * 5000 + b"1" + b"}" * 5001
+UNFIT = {
+    "enormous": (b'{"prompt": "' + b"a" * LIMITS.body_bytes + b'"}', 413, "more than 1048576"),
+    "nested": (NESTED, 400, "levels of lists|nested too deeply|not JSON"),
+    "cut": (b'{"model": "tiny"', 400, "not JSON"),
+    "not a number": (b'{"model": "tiny", "prompt": "a", "top_p": NaN}', 400, "not JSON"),
+    "infinite": (b'{"model": "tiny", "prompt": "a", "top_p": 1e999}', 400, "top_p=inf"),
+    "huge number": (b'{"seed": ' + b"9" * 10_000 + b"}", 400, "not JSON"),
+    "not UTF-8": (b'{"model": "\xff"}', 400, "not JSON"),
+    "a list": (b"[]", 400, "must be an object"),
+    "nothing": (b"", 400, "not JSON"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_bodies_that_are_none(site, kind):
+    raw, status, says = UNFIT[kind]
+    got, found = site.ask("POST", "/v1/completions", raw)
+    assert got == status
+    assert any(part in found["error"]["message"] for part in says.split("|"))
+
+
+def test_what_a_foreign_page_can_send_is_refused(site):
+    plain = {"Content-Type": "text/plain"}
+    assert site.ask("POST", "/v1/completions", ASK, **plain)[0] == 415
+    rebound = {"Host": "evil.example"}
+    for method, path in (("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/")):
+        assert site.ask(method, path, ASK if method == "POST" else None, **rebound)[0] == 403
+    assert site.ask("GET", "/health", Host="localhost:8000")[0] == 200
+    page, _ = site.raw("GET", "/")
+    assert "access-control-allow-origin" not in page.headers
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_keys_let_in_and_nothing_else_does(parts):
+    limits = dataclasses.replace(LIMITS, keys=("first key", "sécond"), embed_tokens=0)
+    with served({"tiny": start("tiny", parts, limits)}, limits) as site:
+        for given_key in ("", "Bearer", "Bearer first", "Bearer first key2", "Basic first key"):
+            status, found = site.ask("GET", "/v1/models", Authorization=given_key)
+            assert (status, found["error"]["code"]) == (401, "invalid_api_key")
+        assert site.ask("GET", "/v1/models", Authorization="Bearer first key")[0] == 200
+        for path in ("/", "/health", "/openapi.json"):
+            assert site.raw("GET", path)[0].status == 200
+        assert site.ask("GET", "/metrics")[0] == 401
+        with pytest.raises(openai.AuthenticationError):
+            site.client.models.list()
+        status, found = site.ask("POST", "/v1/embeddings", {"model": "tiny", "input": "a"},
+                                 Authorization="bearer first key")  # fmt: skip
+        assert (status, "without embeddings" in found["error"]["message"]) == (404, True)
+
+
+@pytest.fixture
+def held(parts):
+    """A server whose engine a test can hold: a queue of one, answers in two seconds."""
+    limits = dataclasses.replace(LIMITS, queue=1, timeout=2.0, body_timeout=0.2, embed_tokens=0)
+    model = gated(parts, limits)
+    with served({"tiny": model}, limits) as site:
+        yield site, model.runner.engine
+        model.runner.engine.gate.set()
+
+
+def test_a_full_queue_says_when_to_come_back(held):
+    site, engine = held
+    engine.gate.clear()
+    waiting = [sent(site, {**ASK, "stream": True}) for _ in range(5)]
+    while site.models["tiny"].runner.load < 5:
+        assert site.ask("GET", "/health")[0] == 200
+    response, raw = site.raw("POST", "/v1/completions", ASK)
+    assert (response.status, response.headers["retry-after"]) == (429, "1")
+    assert json.loads(raw)["error"]["type"] == "rate_limit_error"
+    engine.gate.set()
+    for client in waiting:
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+        client.close()
+    assert idle(site)
+    assert site.ask("POST", "/v1/completions", {**ASK, "n": 5})[0] == 200
+    status, found = site.ask("POST", "/v1/completions", {**ASK, "n": 6})
+    assert (status, "more than the 5" in found["error"]["message"]) == (400, True)
+
+
+def test_what_takes_too_long_is_ended(held):
+    site, engine = held
+    engine.gate.clear()
+    status, found = site.ask("POST", "/v1/completions", ASK)
+    assert (status, found["error"]["type"]) == (504, "timeout_error")
+    engine.gate.set()
+    assert idle(site)
+    slow = http.client.HTTPConnection("127.0.0.1", site.port)
+    slow.putrequest("POST", "/v1/completions")
+    slow.putheader("Content-Type", "application/json")
+    slow.putheader("Content-Length", "10")
+    slow.endheaders(b"{")
+    assert slow.getresponse().status == 408
+    slow.close()
+
+
+def test_a_failing_engine_fails_its_requests_and_answers_the_next(held):
+    site, engine = held
+    engine.faults = 1
+    status, found = site.ask("POST", "/v1/completions", ASK)
+    assert (status, found["error"]["code"]) == (500, "engine_failed")
+    assert site.ask("POST", "/v1/completions", ASK)[0] == 200
+    assert metric(site, 'zoo_engine_failures_total{model="tiny"}') == 1
+    stream = site.client.completions.create(**{**ASK, "max_tokens": 100}, stream=True)
+    assert next(stream).choices[0].text is not None
+    engine.faults = 1
+    with pytest.raises(openai.APIError, match="device hiccup"):
+        list(stream)
+    assert idle(site)
+
+
+def test_an_engine_that_is_gone_is_told_and_never_waited_for(held):
+    site, engine = held
+    engine._admit = lambda: 1 / 0  # no request is ever seated: nothing can recover
+    assert site.ask("POST", "/v1/completions", ASK)[0] == 503
+    assert site.ask("POST", "/v1/completions", ASK)[0] == 503
+    status, found = site.ask("GET", "/health")
+    assert (status, found["status"]) == (503, "failed")
+    assert "ZeroDivisionError" in found["failed"]["tiny"]
+
+
+def resident() -> float:
+    """MiB of memory that this process holds."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_a_thousand_requests_leave_nothing_behind(site):
+    connection = site.connect()
+
+    def ask(i: int) -> None:
+        body = {**ASK, "prompt": f"request {i}", "max_tokens": 1 + i % 3, "stream": i % 2 == 1}
+        connection.request("POST", "/v1/completions", json.dumps(body),
+                           {"Content-Type": "application/json"})  # fmt: skip
+        response = connection.getresponse()
+        assert response.read()
+        assert response.status == 200
+
+    for i in range(300):
+        ask(i)
+    before, threads = resident(), threading.active_count()
+    for i in range(1000):
+        ask(i)
+    connection.close()
+    assert idle(site)
+    assert site.models["tiny"].runner.load == 0
+    assert resident() - before < 16
+    assert threading.active_count() <= threads + 1
+
+
+def test_prompts_are_in_no_log(site, caplog):
+    secret = "a word that nobody logs"
+    body = {**ASK, "prompt": secret}
+    for changed in ({}, {"temperature": -1}, {"model": secret}, {"stream": True}):
+        site.ask("POST", "/v1/completions", {**body, **changed})
+    template = {"model": "tiny", "messages": [{"role": "user", "content": secret}]}
+    site.ask("POST", "/v1/chat/completions", {**template, "max_tokens": 1})
+    assert secret not in caplog.text
