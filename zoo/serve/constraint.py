@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MOST_CHARACTERS = 100_000
 """Of a schema or an expression."""
+SPACE = "[ ]?"
+"""Between the parts of JSON: where any white space may stand, models can go on with it for ever."""
 
 
 class Grammar:
@@ -84,6 +86,6 @@ def _grammar(form: Mapping[str, Any]) -> str:
     if form["type"] == "json_schema":
         schema = form["json_schema"]["schema"]
     try:
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema))
+        return LLMatcher.grammar_from_json_schema(json.dumps(schema), {"whitespace_pattern": SPACE})
     except ValueError as e:
         raise ApiError(f"response_format: {e}", param="response_format") from e
