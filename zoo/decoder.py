@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo import rope, zigzag
+from zoo import pipeline, rope, stacks, zigzag
 from zoo.cache import Cache, slots
 from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, Stack
 from zoo.delta import GatedDeltaNet
@@ -184,6 +184,7 @@ class Decoder(nn.Module):
         remat: a policy of `jax.checkpoint_policies` to recompute layers by in the backward pass.
         unroll: repeats of a stack compiled side by side; more compiles longer and may run faster.
         unstacked: read parameters and caches per repeat, as `zoo.inference.unstack` makes them.
+        microbatches: of a batch on a mesh with stages, as `zoo.pipeline.run` takes them.
     """
 
     cfg: Config
@@ -192,6 +193,7 @@ class Decoder(nn.Module):
     remat: Callable[..., bool] | None = None
     unroll: int = 1
     unstacked: bool = False
+    microbatches: int | None = None
 
     def setup(self):
         cfg, types = self.cfg, dict(dtype=self.dtype, param_dtype=self.param_dtype)
@@ -205,7 +207,7 @@ class Decoder(nn.Module):
                 for r in range(stack.repeats):
                     setattr(self, f"stack_{i}_{r}", body(*spec))
             else:
-                setattr(self, f"stack_{i}", _scanned(body, stack.repeats, self.unroll)(*spec))
+                setattr(self, f"stack_{i}", stacks.scanned(body, stack.repeats, self.unroll)(*spec))
         for k, layer in enumerate(cfg.mtp):
             setattr(self, f"mtp_{k}", Predictor(layer, cfg, self.dtype, self.param_dtype))
         self.final_norm = Normalize((cfg.embed_dim,), cfg.norm, param_dtype=self.param_dtype)
@@ -370,6 +372,12 @@ class Decoder(nn.Module):
         return Context(turns, positions, offset, segment_ids, order)
 
     def _run(self, i: int, carried: Carried, held: Any, context: Context):
+        stack, alone = self.cfg.stacks[i], held is not None or self.is_initializing()
+        if pipeline.divides(stack.repeats) and not alone and not self.unstacked:
+            pattern = Pattern(stack, self.cfg, self.dtype, self.param_dtype, parent=None)
+            params, how = self.variables["params"][f"stack_{i}"], (self.remat, self.microbatches)
+            carried, aux = stacks.staged(pattern, params, carried, context, *how)
+            return carried, None, aux
         if not self.unstacked:
             carried, (held, aux) = getattr(self, f"stack_{i}")(carried, held, context)
             return carried, held, aux
@@ -381,16 +389,3 @@ class Decoder(nn.Module):
             found.append(aux)
         aux = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
         return carried, None if held is None else tuple(new), aux
-
-
-def _scanned(body: type[nn.Module], repeats: int, unroll: int) -> type[nn.Module]:
-    return nn.scan(
-        body,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast),
-        out_axes=0,
-        length=repeats,
-        unroll=min(unroll, repeats),
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )

@@ -40,6 +40,7 @@ _FSDP: Rules = {"embed": "fsdp", "rank": "fsdp"}
 _TENSOR: Rules = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 _EXPERT: Rules = {"experts": "expert"}
 _CONTEXT: Rules = {"length": "context"}
+_STAGE: Rules = {"layers": "stage"}
 
 RULES: dict[str, Rules] = {
     "data": {"batch": "data"},
@@ -48,12 +49,13 @@ RULES: dict[str, Rules] = {
     "fsdp_tensor": {"batch": ("data", "fsdp"), **_FSDP, **_TENSOR},
     "expert": {"batch": ("data", "fsdp", "expert"), **_EXPERT, **_FSDP},
     "fsdp_tensor_expert": {
-        "batch": ("data", "fsdp", "expert"), **_EXPERT, **_FSDP, **_TENSOR, **_CONTEXT,
+        "batch": ("data", "fsdp", "expert"), **_EXPERT, **_FSDP, **_TENSOR, **_CONTEXT, **_STAGE,
     },
 }  # fmt: skip
 """Tables by name. Batches are cut over `data` and over the axes that cut parameters by other names
 than those of a product's output: `fsdp` (arXiv:2304.11277, ZeRO-3) and `expert`; `tensor` cuts
-heads, hidden units and vocabulary (arXiv:1909.08053); `context` cuts rows (`zoo.ring`)."""
+heads, hidden units and vocabulary (arXiv:1909.08053); `context` cuts rows (`zoo.ring`),
+`stage` the layers of a stack (`zoo.pipeline`)."""
 
 DEFAULT = "fsdp_tensor_expert"
 """Uses whichever of these axes a mesh has; an axis of size 1 changes nothing."""
@@ -171,14 +173,19 @@ def shardings(cfg: Config, mesh: Mesh | AbstractMesh, rules: str | Rules | None 
 
     Raises:
         ValueError: a rule for an axis that does not exist, or dimensions that their mesh axes do
-            not divide; every one is named, with what would.
+            not divide; every one is named, with what would. A stack too short for the stages is
+            whole on each of them, if another one is not.
     """
     rules = find_rules(rules)
     _check_mesh_axes(rules, mesh)
     uneven: dict[tuple, str] = {}
+    stages = _parts(mesh, rules.get("layers"))
+    some_divides = any(stack.repeats % stages == 0 for stack in cfg.stacks)
 
     def place(path, logical: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         spec = partition_spec(logical, rules)
+        if "layers" in logical and some_divides and leaf.shape[0] % stages:
+            spec = PartitionSpec(None, *spec[1:])  # as `zoo.pipeline.divides` decides
         for size, name, axes in zip(leaf.shape, logical, spec, strict=True):
             if size % _parts(mesh, axes):
                 uneven.setdefault((name, size, axes), _path(path))
