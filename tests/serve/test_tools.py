@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hf import conversations
 from tests.inference.test_talk import TEMPLATE
 from tests.serve.conftest import LIMITS, served
 from tests.serve.test_api import HI
@@ -119,13 +120,12 @@ def test_what_is_no_call_stays_text(form, size):
 
 
 def test_templates_tell_their_format():
-    shows = {
-        "{{ '<｜tool▁call▁begin｜>' }}": DEEPSEEK, "<|tool_call_begin|>": KIMI,
-        "[AVAILABLE_TOOLS] [TOOL_CALLS]": MISTRAL, "<tool_call>": QWEN,
-        'role == "tool" or role == "ipython"': LLAMA,
+    forms = {
+        "deepseek": DEEPSEEK, "kimi": KIMI, "llama3": LLAMA, "mistral": MISTRAL, "qwen3": QWEN,
+        "gemma": None,
     }  # fmt: skip
-    for text, form in shows.items():
-        assert format_of(text) is form
+    for name, form in forms.items():
+        assert format_of((conversations.FOLDER / f"{name}.jinja").read_text()) is form
     assert format_of(TEMPLATE) is None
 
 

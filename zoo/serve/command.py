@@ -4,6 +4,7 @@ stop."""
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,6 +98,8 @@ def serve(
     )  # fmt: skip
     print(f"http://{_shown(host)}:{listening.getsockname()[1]}", flush=True)
     runner = _Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn raises what stopped it again at its end
     runner.run(sockets=[listening])
     return 1 if runner.failed else 0
 
