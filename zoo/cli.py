@@ -1,4 +1,4 @@
-"""The `zoo` command: list, show, convert, generate, chat, serve, export, verify.
+"""The `zoo` command: list, show, convert, generate, chat, serve, eval, export, verify.
 
 Each verb is one call into the library. Errors of input end with one line and status 2.
 """
@@ -6,6 +6,7 @@ Each verb is one call into the library. Errors of input end with one line and st
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,6 +123,33 @@ def _chat(args: argparse.Namespace) -> None:
         **{**chat.sampling, **flags},
     )
     converse(talk)
+
+
+def _eval(args: argparse.Namespace) -> None:
+    import rich
+    from rich.table import Table
+
+    from zoo.inference import harness
+
+    found = harness.evaluate(
+        args.model,
+        args.tasks.split(","),
+        num_fewshot=args.num_fewshot,
+        limit=args.limit,
+        include_path=args.include_path,
+        apply_chat_template=args.apply_chat_template,
+        batch_size=args.batch_size,
+        max_length=args.max_length,
+        dtype=_dtype(args.dtype),
+    )
+    if args.out is not None:
+        Path(args.out).write_text(json.dumps(found, indent=2, default=str) + "\n")
+    table = Table("task", "metric", "value")
+    for task, metrics in found.items():
+        for name, value in metrics.items():
+            if isinstance(value, float):
+                table.add_row(task, name, f"{value:.4f}")
+    rich.print(table)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -259,6 +287,19 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--drain", type=int, default=30, help="seconds left after SIGTERM")
     verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
     verb.set_defaults(run=_serve)
+
+    verb = verbs.add_parser("eval", help="tasks of lm-evaluation-harness")
+    verb.add_argument("model", help="a Hugging Face folder, a repo id of the Hub, or a run")
+    verb.add_argument("--tasks", required=True, help="names, with commas between")
+    verb.add_argument("--num-fewshot", type=int, help="examples before each question")
+    verb.add_argument("--limit", type=int, help="documents of a task at most")
+    verb.add_argument("--include-path", help="a folder of further tasks")
+    verb.add_argument("--apply-chat-template", action="store_true", help="ask as in a chat")
+    verb.add_argument("--batch-size", type=int, default=8)
+    verb.add_argument("--max-length", type=int, help="tokens of a row at most")
+    verb.add_argument("--out", help="a JSON file to write")
+    verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
+    verb.set_defaults(run=_eval)
 
     verb = verbs.add_parser("export", help="programs and weights that run with jax alone")
     verb.add_argument("model", help="a Hugging Face folder, or a repo id of the Hub")

@@ -119,7 +119,7 @@ def open_chat(folder: str | os.PathLike, tokenizer: tokenizers.Tokenizer | None 
     template.environment()
     folder = Path(folder)
     config = read_config(folder)
-    templates, special = _templates(folder, config), _special(folder, config)
+    templates, special = _templates(folder, config), special_tokens(folder, config)
     tokenizer = tokenizer or open_tokenizer(folder)
     generation = read_object(folder / GENERATION)
     eos = generation.get("eos_token_id", read_object(folder / MODEL_CONFIG).get("eos_token_id"))
@@ -167,7 +167,7 @@ def _by_name(file: Path, found: Any) -> dict[str, str]:
     return found
 
 
-def _special(folder: Path, config: Mapping) -> dict[str, str]:
+def special_tokens(folder: Path, config: Mapping) -> dict[str, str]:
     """Names and texts of special tokens; older folders keep them in a file of their own."""
     named = dict(config)
     if "added_tokens_decoder" not in config:
