@@ -6,19 +6,21 @@ the convolution.
 
 Row b of a buffer with slots holds `lengths[b]` tokens in its first; what lies behind them is not
 read and will be overwritten, so prompts of different lengths are padded on the right. A recurrence
-keeps the state after each row's last token instead, whatever the length.
+keeps the state after each row's last token instead, whatever the length, and so does a ring
+(`zoo.window`) with the last tokens of a window or a chunk.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.config import MLA, Attention, Config, GatedDelta
+from zoo.config import MLA, Attention, Config, GatedDelta, Stack
 
 
 class KV(NamedTuple):
@@ -26,6 +28,13 @@ class KV(NamedTuple):
 
     Heads lead slots, so that a decoding step reads each head's slots in one piece.
     """
+
+    k: jax.Array
+    v: jax.Array
+
+
+class Ring(NamedTuple):
+    """`KV` of the newest tokens only, [B, K, R, H] each: position p is in slot p mod R."""
 
     k: jax.Array
     v: jax.Array
@@ -58,7 +67,7 @@ class Recurrent(NamedTuple):
     state: jax.Array
 
 
-Held = KV | Latent | IndexedLatent | Recurrent
+Held = KV | Ring | Latent | IndexedLatent | Recurrent
 
 
 class Cache(NamedTuple):
@@ -71,16 +80,34 @@ class Cache(NamedTuple):
     stacks: dict[str, dict[str, Held]]
 
 
-def init(cfg: Config, batch: int, length: int, dtype: jnp.dtype = jnp.bfloat16) -> Cache:
+def init(
+    cfg: Config,
+    batch: int,
+    length: int,
+    dtype: jnp.dtype = jnp.bfloat16,
+    room: int | None = None,
+    spare: int = 0,
+) -> Cache:
     """An empty cache of `length` slots for each of `batch` rows.
 
     Within `zoo.sharding.use` its buffers are made where their rows and heads belong.
+
+    Args:
+        cfg: of the model.
+        batch: rows.
+        length: slots of each.
+        dtype: of all but recurrent states.
+        room: tokens that a row will hold in the end, after `grow` or `insert`. Layers that see
+            fewer than that keep a `Ring` of what they see; None gives every layer all slots.
+        spare: newest tokens that can be taken back from a ring.
     """
 
     def empty() -> Cache:
         stacks = {
             f"stack_{i}": {
-                f"layer_{j}": _buffers(layer.mixer, stack.repeats, batch, length, dtype)
+                f"layer_{j}": _buffers(
+                    layer.mixer, stack.repeats, batch, length, dtype, _ring(stack, j, room, spare)
+                )
                 for j, layer in enumerate(stack.layers)
                 if not layer.shares
             }
@@ -111,8 +138,31 @@ def logical_axes_of(cache: Cache) -> Cache:
     return Cache(("batch",), jax.tree.map(named, cache.stacks, is_leaf=_is_held))
 
 
+def init_draft(
+    cfg: Config,
+    batch: int,
+    length: int,
+    room: int | None = None,
+    spare: int = 0,
+    depth: int = 0,
+    dtype: jnp.dtype = jnp.bfloat16,
+) -> Cache:
+    """An empty cache for `Decoder.draft` at a depth; as of `init`, with no repeats."""
+    stack = Stack(1, (cfg.mtp[depth],))
+    mixer, ring = stack.layers[0].mixer, _ring(stack, 0, room, spare)
+    held = _buffers(mixer, 1, batch, length, dtype, ring)
+    layer = jax.tree.map(lambda leaf: leaf[0], held)
+    return Cache(jnp.zeros((batch,), jnp.int32), {f"mtp_{depth}": {"layer_0": layer}})
+
+
+def row_bytes(cfg: Config, length: int, dtype: jnp.dtype = jnp.bfloat16) -> int:
+    """Bytes of a row that has room for `length` tokens and no more, over all layers."""
+    shapes = jax.eval_shape(lambda: init(cfg, 1, length, dtype, room=length).stacks)
+    return _bytes(shapes)
+
+
 def bytes_per_token(cfg: Config, dtype: jnp.dtype = jnp.bfloat16) -> int:
-    """Bytes that one token of one row occupies, over all layers."""
+    """Bytes that one token of one row occupies in a cache without rings, over all layers."""
     return _bytes_per_row(cfg, 1, dtype) - _bytes_per_row(cfg, 0, dtype)
 
 
@@ -143,7 +193,7 @@ def grow(cache: Cache, slots: int) -> Cache:
     """The cache with room for `slots` more tokens in each row."""
 
     def widen(held: Held) -> Held:
-        if isinstance(held, Recurrent):
+        if is_state(held):
             return held
         ends = [(0, slots), (0, 0)]
         return jax.tree.map(lambda b: jnp.pad(b, [(0, 0)] * (b.ndim - 2) + ends), held)
@@ -171,14 +221,66 @@ def take(cache: Cache, row: jax.Array, length: jax.Array) -> Cache:
     return Cache(length[None], jax.tree.map(cut, cache.stacks))
 
 
+def take_block(cache: Cache, row: jax.Array, start: jax.Array, size: int) -> dict:
+    """Slots start to start + size of row i32[], of all layers that have slots for all tokens."""
+
+    def cut(whole: jax.Array) -> jax.Array:
+        one = jax.lax.dynamic_slice_in_dim(whole, row, 1, _batch_axis(cache))
+        return jax.lax.dynamic_slice_in_dim(one, start, size, whole.ndim - 2)
+
+    return _by_kind(lambda held: None if is_state(held) else jax.tree.map(cut, held), cache.stacks)
+
+
+def insert_block(cache: Cache, row: jax.Array, start: jax.Array, block: dict) -> Cache:
+    """The cache with a block of `take_block` at slot `start` of row i32[]."""
+
+    def place(whole: jax.Array, part: jax.Array) -> jax.Array:
+        at = {_batch_axis(cache): row, whole.ndim - 2: start}
+        index = [at.get(axis, 0) for axis in range(whole.ndim)]
+        return jax.lax.dynamic_update_slice(whole, part, index)
+
+    def put(held: Held, part: Held | None) -> Held:
+        return held if part is None else jax.tree.map(place, held, part)
+
+    return cache._replace(stacks=_by_kind(put, cache.stacks, block))
+
+
+def take_state(cache: Cache, row: jax.Array) -> dict:
+    """What row i32[] keeps of all tokens, of the layers that do."""
+    one = take(cache, row, jnp.int32(0)).stacks
+    return _by_kind(lambda held: held if is_state(held) else None, one)
+
+
+def insert_state(cache: Cache, row: jax.Array, state: dict) -> Cache:
+    """The cache with the state of `take_state` in row i32[]."""
+
+    def place(whole: jax.Array, part: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(whole, part, row, _batch_axis(cache))
+
+    def put(held: Held, part: Held | None) -> Held:
+        return held if part is None else jax.tree.map(place, held, part)
+
+    return cache._replace(stacks=_by_kind(put, cache.stacks, state))
+
+
+def is_state(held: Held) -> bool:
+    """Whether this is a state after all tokens, which cannot be cut into those of fewer."""
+    return isinstance(held, Recurrent | Ring)
+
+
+def stateful(cache: Cache) -> bool:
+    """Whether any layer keeps such a state."""
+    return any(map(is_state, jax.tree.leaves(cache.stacks, is_leaf=_is_held)))
+
+
 def slots(cache: Cache) -> int | None:
-    """Tokens that a row has room for; None where that is any number, all layers being recurrent."""
+    """Tokens that a row has room for; None where all layers keep a state of one size."""
     held = jax.tree.leaves(cache.stacks, is_leaf=_is_held)
-    return next((h[0].shape[-2] for h in held if not isinstance(h, Recurrent)), None)
+    return next((h[0].shape[-2] for h in held if not is_state(h)), None)
 
 
 def rewinds(cfg: Config) -> bool:
-    """Whether a cache can go back to fewer tokens: recurrences keep no earlier state."""
+    """Whether a cache without rings can go back to fewer tokens, as no recurrence can."""
     return not any(isinstance(la.mixer, GatedDelta) for stack in cfg.stacks for la in stack.layers)
 
 
@@ -187,22 +289,51 @@ def _batch_axis(cache: Cache) -> int:
     return 0 if any(isinstance(stack, tuple) for stack in cache.stacks.values()) else 1
 
 
+def _by_kind(function: Callable[..., Any], stacks: dict, *others: dict) -> dict:
+    """`function` of what each layer holds; where it returns None, the layer is left out."""
+    is_leaf = lambda x: x is None or _is_held(x)  # noqa: E731
+    return jax.tree.map(function, stacks, *others, is_leaf=is_leaf)
+
+
 def _is_held(x: object) -> bool:
     return isinstance(x, Held)
 
 
 def _bytes_per_row(cfg: Config, length: int, dtype: jnp.dtype) -> int:
     shapes = jax.eval_shape(lambda: init(cfg, 1, length, dtype).stacks)
+    return _bytes(shapes)
+
+
+def _bytes(shapes: dict) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
+def _ring(stack: Stack, j: int, room: int | None, spare: int) -> int | None:
+    """Slots of a ring for layer j of a pattern, or None where it needs one for every token.
+
+    A layer whose keys and values others share keeps all of them: the others may see further.
+    """
+    mixer = stack.layers[j].mixer
+    span = (mixer.window or mixer.chunk) if isinstance(mixer, Attention) else None
+    lent = any(i - layer.shares == j for i, layer in enumerate(stack.layers) if layer.shares)
+    if span is None or room is None or lent or span + spare >= room:
+        return None
+    return span + spare
+
+
 def _buffers(
-    mixer: Attention | MLA | GatedDelta, repeats: int, batch: int, length: int, dtype: jnp.dtype
+    mixer: Attention | MLA | GatedDelta,
+    repeats: int,
+    batch: int,
+    length: int,
+    dtype: jnp.dtype,
+    ring: int | None,
 ) -> Held:
     match mixer:
         case Attention():
-            shape = (repeats, batch, mixer.kv_heads, length, mixer.head_dim)
-            return KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+            shape = (repeats, batch, mixer.kv_heads, ring or length, mixer.head_dim)
+            kind = KV if ring is None else Ring
+            return kind(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         case MLA():
             width = mixer.kv_rank + mixer.rope_dim
             c = jnp.zeros((repeats, batch, length, width), dtype)

@@ -50,8 +50,9 @@ class Output(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What all layers share: rotation tables per distinct rope, positions i32[B, T], offset i32[B],
-    ids i32[B, T]; and where devices share rows, the `slots` i32[T] of their zigzag order."""
+    """What all layers share: rotation tables per distinct rope, positions i32[B, T], offset i32[B]
+    (None without a cache, and while one is filled from empty), ids i32[B, T]; and where devices
+    share rows, the `slots` i32[T] of their zigzag order."""
 
     turns: tuple[rope.Turn, ...]
     positions: jax.Array
@@ -361,7 +362,8 @@ class Decoder(nn.Module):
         positions: jax.Array | None,
         cache: Cache | None,
     ) -> Context:
-        offset = None if cache is None else cache.lengths
+        filling = cache is not None and slots(cache) == tokens.shape[1]
+        offset = None if cache is None or filling else cache.lengths
         if positions is None:
             start = 0 if offset is None else offset[:, None]
             positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo import cache as caches
-from zoo import kernels
+from zoo import kernels, window
 from zoo.config import Attention
 from zoo.layers import Linear, Normalize
 from zoo.rope import Turn, rotate, temperature
@@ -31,21 +31,20 @@ class GroupedQueryAttention(nn.Module):
         turn: Turn | None,
         *,
         positions: jax.Array | None = None,
-        cache: caches.KV | None = None,
+        cache: caches.KV | caches.Ring | None = None,
         offset: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         slots: jax.Array | None = None,
-    ) -> tuple[jax.Array, caches.KV]:
+    ) -> tuple[jax.Array, caches.KV | caches.Ring]:
         """Attends within x, or from x to a cache that x is first written into.
 
         Args:
             x: dtype[B, T, D].
             turn: cos and sin of `zoo.rope.tables`, or None without positions.
             positions: i32[B, T], needed by a spec with `temperature`.
-            cache: `KV` of [B, K, S, H]; with S == T it is being filled from empty. For a spec
-                with `share_kv` it is what the layer that it shares with returned, also without a
-                cache.
-            offset: i32[B], the tokens already in each row of the cache.
+            cache: of [B, K, S, H]. For a spec with `share_kv` it is what the layer that it shares
+                with returned, also without a cache.
+            offset: i32[B], the tokens already in each row of the cache; None fills it from empty.
             segment_ids: i32[B, T], documents packed in a row; tokens see their own only.
             slots: i32[T] of `zoo.zigzag`, without a cache: where the tokens of shared rows stand.
 
@@ -58,26 +57,25 @@ class GroupedQueryAttention(nn.Module):
         q = self._placed("q", spec.heads, "heads", x, turn)
         if spec.temperature is not None:
             q = (q * temperature(spec.temperature, positions)).astype(q.dtype)
+        new, held = None, cache
         if spec.share_kv is None:
             k = self._placed("k", spec.kv_heads, "kv_heads", x, turn)
             v = self._clipped(self._projected("v", spec.kv_heads, "kv_heads", x))
             new = caches.KV(k.swapaxes(1, 2), v.swapaxes(1, 2))
-            cache = new if cache is None else caches.KV(*map(
-                lambda buffer, part: caches.write(buffer, part, offset), cache, new
-            ))  # fmt: skip
-        if offset is not None and cache.k.shape[2] == x.shape[1]:
-            offset = None
-        if offset is not None or spec.share_kv is not None:
-            k, v = (buffer.swapaxes(1, 2).astype(self.dtype) for buffer in cache)
-        out = kernels.attend(
-            q, k, v,
+            cache = _written(held, new, offset, segment_ids)
+        options = dict(
             scale=spec.head_dim**-0.5 if spec.scale is None else spec.scale,
-            offset=offset,
-            slots=slots,
-            segment_ids=segment_ids if offset is None else None,
             sinks=self._sinks() if spec.sinks else None,
             window=spec.window, chunk=spec.chunk, softcap=spec.softcap,
         )  # fmt: skip
+        if isinstance(held, caches.Ring) and offset is not None:
+            out = window.attend(q, held, cache, new, offset, **options)
+        else:
+            if offset is not None or spec.share_kv is not None:
+                k, v = (buffer.swapaxes(1, 2).astype(self.dtype) for buffer in cache)
+            ids = segment_ids if offset is None else None
+            sight = dict(offset=offset, segment_ids=ids, slots=slots)
+            out = kernels.attend(q, k, v, **sight, **options)
         if spec.gated:
             axes = ("embed", "heads", "head_dim")
             gate = Linear((self.dim,), (spec.heads, spec.head_dim), axes, name="gate", **types)(x)
@@ -120,3 +118,20 @@ class GroupedQueryAttention(nn.Module):
     def _sinks(self) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("heads",))
         return self.param("sinks", init, (self.spec.heads,), self.param_dtype)
+
+
+def _written(
+    cache: caches.KV | caches.Ring | None,
+    new: caches.KV,
+    offset: jax.Array | None,
+    segment_ids: jax.Array | None,
+) -> caches.KV | caches.Ring:
+    """The cache with new keys and values in it, or without one, these."""
+    if cache is None:
+        return new
+    if isinstance(cache, caches.KV):
+        return caches.KV(*map(lambda buffer, n: caches.write(buffer, n, offset), cache, new))
+    batch, _, length, _ = new.k.shape
+    ids = jnp.ones((batch, length), jnp.int32) if segment_ids is None else segment_ids
+    offset = jnp.zeros((batch,), jnp.int32) if offset is None else offset
+    return window.advance(cache, new, offset, (ids > 0).sum(-1))

@@ -16,8 +16,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from zoo import cache as caches
 from zoo.decoder import Decoder
 from zoo.inference import programs, unstack
+from zoo.inference.prefixes import BLOCK
 from zoo.inference.programs import Feed, Piece, Scores
 from zoo.inference.requests import Request
 from zoo.inference.sampling import Options
@@ -72,6 +74,9 @@ class Batch:
                 hidden, logits = self.read(0, [0] * size, size, known, size)
                 self.score(hidden, [0])
         self.first(0, logits, 0, scored=False)
+        self.put_block(0, 0, self.block(0, 0))
+        if self.stateful:
+            self.put_state(0, self.state(0))
         for restricted in (False, True):
             self._options.masked[0] = restricted
             nothing = np.zeros(self._slots, np.int32)
@@ -116,9 +121,34 @@ class Batch:
         padded = np.zeros((1, size), np.int32)
         padded[0, : len(tokens)] = tokens
         piece = Piece(padded, *map(np.int32, (len(tokens), row, known, length - 1)))
-        program = programs.extend if known else programs.begin
-        self._cache, hidden, logits = program(self._model, self._params, self._cache, piece)
+        if known:
+            found = programs.extend(self._model, self._params, self._cache, piece)
+        else:
+            found = programs.begin(self._model, self.room, self._params, self._cache, piece)
+        self._cache, hidden, logits = found
         return hidden, logits
+
+    @property
+    def stateful(self) -> bool:
+        """Whether rows keep states that go on only from where they are."""
+        return caches.stateful(self._cache)
+
+    def block(self, row: int, start: int) -> dict:
+        """What a row holds for the `BLOCK` tokens from `start` on, but for states."""
+        return programs.take_block(self._cache, np.int32(row), np.int32(start), BLOCK)
+
+    def put_block(self, row: int, start: int, block: dict) -> None:
+        """Makes a row hold what `block` gave of another."""
+        numbers = np.int32(row), np.int32(start)
+        self._cache = programs.insert_block(self._cache, *numbers, block)
+
+    def state(self, row: int) -> dict:
+        """The states of a row."""
+        return programs.take_state(self._cache, np.int32(row))
+
+    def put_state(self, row: int, state: dict) -> None:
+        """Makes a row go on from where another's `state` was."""
+        self._cache = programs.insert_state(self._cache, np.int32(row), state)
 
     def first(self, row: int, logits: jax.Array, step: int, scored: bool) -> tuple[int, Scores]:
         """The token after a text with these logits f32[1, V], and its scores."""

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from zoo import rope
 from zoo.decoder import Decoder
 from zoo.inference.batch import SMALLEST, Batch, at
+from zoo.inference.prefixes import BLOCK, Prefixes
 from zoo.inference.programs import Scores
 from zoo.inference.requests import Constraint, Request, Stats, Ticket, Token
 from zoo.sharding import Rules
@@ -40,7 +41,8 @@ class _Seat:
     """A request in its slot.
 
     `text` is the prompt and what was made, of which the cache holds the first `read`; `speaking`
-    while it makes tokens, between readings.
+    while it makes tokens, between readings. Its keys are of a `kind`: how many borders of LongRope
+    the text that was read had passed.
     """
 
     row: int
@@ -48,6 +50,7 @@ class _Seat:
     text: list[int]
     read: int = 0
     made: int = 0
+    kind: int = 0
     speaking: bool = False
     scores: list[Token | None] = field(default_factory=lambda: [None])
 
@@ -67,6 +70,7 @@ class Engine:
         slots: int = 8,
         length: int | None = None,
         chunk: int = 256,
+        prefix_bytes: int = 0,
         mesh: Mesh | None = None,
         rules: Rules | None = None,
     ):
@@ -79,6 +83,7 @@ class Engine:
             length: tokens of a prompt and its continuation at most; None is the model's
                 `max_length`, or 4096 if that is more.
             chunk: tokens of prompts that are read between two steps: a power of two.
+            prefix_bytes: of memory for what prompts begin with, so that it is read once.
             mesh: of `params`, if they are on several devices.
             rules: of `zoo.sharding` for it.
 
@@ -96,6 +101,9 @@ class Engine:
         self._vocab, self._length = model.cfg.vocab_size, length
         self._borders = rope.borders(model.cfg.ropes)
         self._batch = Batch(model, params, slots, length, chunk, mesh, rules)
+        self._stateful, self._prefixes = self._batch.stateful, None
+        if prefix_bytes:
+            self._prefixes = Prefixes(prefix_bytes, self._stateful)
         self._queue: collections.deque[Ticket] = collections.deque()
         self._seats: list[_Seat | None] = [None] * slots
         self._reading: collections.deque[_Seat] = collections.deque()
@@ -163,7 +171,8 @@ class Engine:
     def stats(self) -> Stats:
         """What the engine does and did."""
         active = sum(seat is not None for seat in self._seats)
-        return replace(self._stats, active=active, waiting=len(self._queue))
+        held = 0 if self._prefixes is None else self._prefixes.bytes
+        return replace(self._stats, active=active, waiting=len(self._queue), prefix_bytes=held)
 
     def _check(self, request: Request) -> None:
         named = dict(prompt=request.prompt, stop_tokens=request.stop_tokens)
@@ -230,21 +239,60 @@ class Engine:
             budget -= self._read_piece(self._reading[0])
         return worked
 
+    def _recall(self, seat: _Seat) -> None:
+        """Copies what the prefix cache has of a prompt into its row."""
+        found = self._prefixes.find(seat.kind, seat.text)
+        if not found:
+            return
+        for i, (held, _) in enumerate(found):
+            self._batch.put_block(seat.row, i * BLOCK, held)
+        if self._stateful:
+            self._batch.put_state(seat.row, found[-1][1])
+        seat.read = seat.ticket.cached_tokens = len(found) * BLOCK
+        self._count(cached_tokens=seat.read, prefix_hits=1)
+
+    def _remember(self, seat: _Seat) -> None:
+        """Copies what a row has read into the prefix cache, as far as it is not there."""
+        text = seat.text[: seat.read]
+        whole, known = len(text) // BLOCK, self._prefixes.known(seat.kind, text)
+        state = None
+        if self._stateful and whole and len(text) == whole * BLOCK:
+            state = self._batch.state(seat.row)
+        for i in range(known, whole):
+            held = self._batch.block(seat.row, i * BLOCK)
+            if not self._prefixes.add(seat.kind, text[: (i + 1) * BLOCK], held):
+                return
+        if state is not None:
+            self._prefixes.add_state(seat.kind, text, state)
+
     def _read_piece(self, seat: _Seat) -> int:
         """Reads a piece of a text, then perhaps says its first token; the piece's padded size."""
+        if not seat.read:
+            seat.kind = sum(border < len(seat.text) for border in self._borders)
+            if self._prefixes and not seat.made and not seat.request.prompt_logprobs:
+                self._recall(seat)
         # A text beyond a border of LongRope needs padding to say that it is.
         spare = 1 if self._borders else 0
-        rest, start = len(seat.text) - seat.read, seat.read
+        start, rest = seat.read, self._goal(seat) - seat.read
         size = self._batch.fitting(rest + spare, start)
         piece = seat.text[start : start + min(rest, size - spare)]
         hidden, logits = self._batch.read(seat.row, piece, size, start, len(seat.text))
         seat.read += len(piece)
+        if self._prefixes:
+            self._remember(seat)
         if seat.request.prompt_logprobs and not seat.made:
             self._score(seat, hidden, seat.text[start + 1 : seat.read + 1])
         if seat.read == len(seat.text):
             self._reading.popleft()
             self._answer(seat, logits)
         return size
+
+    def _goal(self, seat: _Seat) -> int:
+        """Tokens of a text to read before one stops: all, or those before a state to be kept."""
+        whole = len(seat.text)
+        border = whole // BLOCK * BLOCK
+        stops = self._prefixes is not None and self._stateful and seat.read < border
+        return border if stops else whole
 
     def _score(self, seat: _Seat, hidden: jax.Array, following: list[int]) -> None:
         """Scores the tokens that follow on those of a piece."""
@@ -304,6 +352,8 @@ class Engine:
         seat.ticket.put(said._replace(finish=finish))
         self._count(generated_tokens=1)
         if finish is not None:
+            if self._prefixes and seat.speaking:
+                self._remember(seat)
             self._leave(seat)
 
     def _finish(self, seat: _Seat, token: int) -> str | None:

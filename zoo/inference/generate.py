@@ -88,14 +88,14 @@ def _program(
     max_new_tokens: int,
 ) -> tuple[jax.Array, jax.Array]:
     batch, length = tokens.shape
-    slots = jnp.arange(length)[None]
+    slots, room = jnp.arange(length)[None], length + max_new_tokens
     out = model.apply(
         params,
         tokens,
         segment_ids=(slots < lengths[:, None]).astype(jnp.int32),
         # Padding repeats the last position: LongRope looks at the furthest.
         positions=jnp.minimum(slots, lengths[:, None] - 1),
-        cache=unstack.init_cache(model, batch, length),
+        cache=unstack.init_cache(model, batch, length, room),
         method="hidden",
     )
     last = jnp.take_along_axis(out.hidden, lengths[:, None, None] - 1, axis=1)
@@ -111,7 +111,7 @@ def _program(
             text,
             segment_ids=(at < held).astype(jnp.int32),
             positions=jnp.minimum(at, held),
-            cache=unstack.init_cache(model, *text.shape),
+            cache=unstack.init_cache(model, *text.shape, room),
             method="hidden",
         ).cache
 

@@ -65,16 +65,16 @@ class Scores(NamedTuple):
     top: jax.Array
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def begin(
-    model: Decoder, params: dict, cache: Cache, piece: Piece
+    model: Decoder, room: int, params: dict, cache: Cache, piece: Piece
 ) -> tuple[Cache, jax.Array, jax.Array]:
-    """Reads the beginning of a prompt, which attends to itself alone.
+    """Reads the beginning of a prompt, which attends to itself alone, into a row of `room` tokens.
 
     Returns:
         The cache, the hidden states [1, T, D] and the logits behind the last token, f32[1, V].
     """
-    empty = unstack.init_cache(model, 1, piece.tokens.shape[1])
+    empty = unstack.init_cache(model, 1, piece.tokens.shape[1], room)
     one, hidden, logits = _read(model, params, empty, piece)
     return caches.insert(cache, piece.row, one), hidden, logits
 
@@ -142,6 +142,12 @@ def seat(words: Words, row: jax.Array, bias: jax.Array, asked: jax.Array) -> Wor
     return Words(words.bias.at[row].set(bias), made, words.asked.at[row].set(asked))
 
 
+take_block = jax.jit(caches.take_block, static_argnums=3)
+insert_block = jax.jit(caches.insert_block, donate_argnums=0)
+take_state = jax.jit(caches.take_state)
+insert_state = jax.jit(caches.insert_state, donate_argnums=0)
+
+
 def _read(
     model: Decoder, params: dict, cache: Cache, piece: Piece
 ) -> tuple[Cache, jax.Array, jax.Array]:
@@ -192,5 +198,5 @@ def empty(
     """A cache of `slots` rows of `length` tokens, their words, and masks that allow everything."""
     shape = (slots, model.cfg.vocab_size)
     words = Words(jnp.zeros(shape), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
-    cache = unstack.init_cache(model, slots, length)
+    cache = unstack.init_cache(model, slots, length, length)
     return jax.device_put((cache, words, jnp.ones(shape, bool)), where)

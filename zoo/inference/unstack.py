@@ -32,9 +32,11 @@ def unstack(cfg: Config, params: dict) -> dict:
     return {"params": flat}
 
 
-def init_cache(model: Decoder, batch: int, length: int) -> caches.Cache:
-    """An empty cache in the layout that `model` reads."""
-    empty = caches.init(model.cfg, batch, length, model.dtype)
+def init_cache(
+    model: Decoder, batch: int, length: int, room: int | None = None, spare: int = 0
+) -> caches.Cache:
+    """An empty cache as of `zoo.cache.init`, in the layout that `model` reads."""
+    empty = caches.init(model.cfg, batch, length, model.dtype, room, spare)
     if not model.unstacked:
         return empty
     stacks = {
