@@ -189,6 +189,19 @@ def write(buffer: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:
     return jax.vmap(place)(buffer, new, offset)
 
 
+def advanced(
+    cache: Cache | None, stacks: dict, tokens: jax.Array, segment_ids: jax.Array | None
+) -> Cache | None:
+    """The cache after tokens [B, T] that `stacks` holds too: longer by those that are not padding.
+
+    None if there is none.
+    """
+    if cache is None:
+        return None
+    real = tokens.shape[1] if segment_ids is None else (segment_ids > 0).sum(-1)
+    return Cache(cache.lengths + real, stacks)
+
+
 def grow(cache: Cache, slots: int) -> Cache:
     """The cache with room for `slots` more tokens in each row."""
 

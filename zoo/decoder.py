@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo import pipeline, rope, stacks, zigzag
-from zoo.cache import Cache, slots
+from zoo.cache import Cache, advanced, slots
 from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, Stack
 from zoo.delta import GatedDeltaNet
 from zoo.gqa import GroupedQueryAttention
@@ -161,7 +161,7 @@ class Predictor(nn.Module):
     param_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, embedded: jax.Array, context: Context):
+    def __call__(self, hidden: jax.Array, embedded: jax.Array, cache: Any, context: Context):
         dim, types = self.cfg.embed_dim, dict(dtype=self.dtype, param_dtype=self.param_dtype)
 
         def normalized(name: str, x: jax.Array) -> jax.Array:
@@ -169,10 +169,10 @@ class Predictor(nn.Module):
 
         both = normalized("embed_norm", embedded), normalized("hidden_norm", hidden)
         project = Linear((2 * dim,), (dim,), ("embed", "norm"), name="proj", **types)
-        carried, _, aux = Block(self.layer, self.cfg, self.dtype, self.param_dtype, name="layer_0")(
-            Carried(project(jnp.concatenate(both, axis=-1))), None, context
-        )
-        return normalized("norm", carried.x), {} if aux is None else {"layer_0": aux}
+        block = Block(self.layer, self.cfg, self.dtype, self.param_dtype, name="layer_0")
+        x = Carried(project(jnp.concatenate(both, axis=-1)))
+        carried, held, aux = block(x, None if cache is None else cache["layer_0"], context)
+        return normalized("norm", carried.x), {"layer_0": held}, {"layer_0": aux} if aux else {}
 
 
 class Decoder(nn.Module):
@@ -285,9 +285,7 @@ class Decoder(nn.Module):
             held = None if cache is None else cache.stacks[name]
             carried, stacks[name], found = self._run(i, carried, held, context)
             aux |= {name: found} if found else {}
-        if cache is not None:
-            real = tokens.shape[1] if segment_ids is None else (segment_ids > 0).sum(-1)
-            cache = Cache(cache.lengths + real, stacks)
+        cache = advanced(cache, stacks, tokens, segment_ids)
         return Output(None, cache, aux, zigzag.restore(self.final_norm(carried.x), context.slots))
 
     def draft(
@@ -297,6 +295,7 @@ class Decoder(nn.Module):
         tokens: jax.Array,
         segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
+        cache: Cache | None = None,
     ) -> Output:
         """The hidden states of `cfg.mtp[depth]`, whose `logits` are for one token further on.
 
@@ -305,19 +304,22 @@ class Decoder(nn.Module):
             hidden: dtype[B, T, D] of `hidden`, or of the depth before.
             tokens: i32[B, T], for each hidden state the token that its own logits are for.
             segment_ids: i32[B, T], as in a plain call.
-            positions: i32[B, T] of `tokens`; None counts from 1 + depth.
+            positions: i32[B, T] of `tokens`; None counts from 1 + depth, behind a cache.
+            cache: of `zoo.cache.init_draft` for this depth, as in a plain call.
 
         Returns:
-            `Output` with `hidden` and `aux` only.
+            `Output` with `logits` None.
         """
         if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]) + depth + 1, tokens.shape)
-        context = self._context(tokens, segment_ids, positions, None)
-        predict = getattr(self, f"mtp_{depth}")
-        hidden, tokens = zigzag.arrange((hidden, tokens), context.slots)
-        hidden, aux = predict(hidden, self._embedded(tokens), context)
+            start = jnp.int32(depth + 1) if cache is None else cache.lengths[:, None] + depth + 1
+            positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
+        context, name = self._context(tokens, segment_ids, positions, cache), f"mtp_{depth}"
+        held = None if cache is None else cache.stacks[name]
+        hidden, arranged = zigzag.arrange((hidden, tokens), context.slots)
+        hidden, held, aux = getattr(self, name)(hidden, self._embedded(arranged), held, context)
+        cache = advanced(cache, {name: held}, tokens, segment_ids)
         hidden = zigzag.restore(hidden, context.slots)
-        return Output(None, None, {f"mtp_{depth}": aux} if aux else {}, hidden)
+        return Output(None, cache, {name: aux} if aux else {}, hidden)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """dtype[B, T, D] after the final norm -> f32[B, T, V]."""

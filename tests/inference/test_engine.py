@@ -10,7 +10,9 @@ import pytest
 
 import zoo
 from tests.examples import CONFIGS, random_params
+from zoo import sharding
 from zoo.config import LongRope, Rope, Stack
+from zoo.inference import programs
 from zoo.inference.engine import Engine, Request
 
 PROMPTS = [[3, 14, 15, 92, 65], [35], [i % 97 for i in range(40)], [7 * i % 97 for i in range(70)],
@@ -251,6 +253,21 @@ def test_nothing_compiles_once_warm(small, compiled):
     requests += [Request(p, NEW, temperature=1.0, top_p=0.9, **edits) for p in PROMPTS[:3]]
     staggered(served, requests)
     assert not compiled
+
+
+def test_devices_share_a_model(small):
+    """Heads and experts over a mesh; and nothing compiles again once the cache was passed on."""
+    model, params = small
+    mesh = zoo.make_mesh("fsdp=2,tensor=2,expert=2")
+    rules = {**sharding.find_rules(), "vocab": None}  # 97 does not divide
+    placed = jax.device_put(params, sharding.shardings(model.cfg, mesh, rules))
+    served = engine(model, placed, mesh=mesh, rules=rules, prefix_bytes=2**24)
+    requests = [Request(p, NEW, logprobs=0) for p in PROMPTS]
+    texts = staggered(served, requests)
+    assert is_greedy(model, params, PROMPTS, texts)
+    before = programs.decode._cache_size(), programs.extend._cache_size()
+    assert staggered(served, requests) == texts
+    assert (programs.decode._cache_size(), programs.extend._cache_size()) == before
 
 
 @pytest.fixture(scope="module")

@@ -11,19 +11,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from zoo import cache as caches
+from zoo import sharding
 from zoo.decoder import Decoder
 from zoo.inference import programs, unstack
 from zoo.inference.prefixes import BLOCK
 from zoo.inference.programs import Feed, Piece, Scores
 from zoo.inference.requests import Request
 from zoo.inference.sampling import Options
-from zoo.sharding import Rules, activation_rules
+from zoo.sharding import Rules
 
 SMALLEST = 32
 """Tokens of the smallest piece; others are larger by powers of two."""
@@ -48,11 +48,13 @@ class Batch:
         length: int,
         chunk: int,
         mesh: Mesh | None = None,
-        rules: Rules | None = None,
+        rules: str | Rules | None = None,
     ):
         """Takes what `Engine` takes."""
         self._model, self._params = unstack.prepare(model, params)
-        self._mesh, self._rules, self._slots = mesh, rules, slots
+        self._mesh, self._slots = mesh, slots
+        # Prompts are read one by one, and a single row has no batch to share out.
+        self._rules = {**sharding.find_rules(rules), "batch": None}
         self._vocab = model.cfg.vocab_size
         self.room = -(-length // SMALLEST) * SMALLEST + SMALLEST
         self.sizes = _powers(SMALLEST, min(chunk, self.room - SMALLEST))
@@ -62,8 +64,8 @@ class Batch:
         """Empties every row."""
         shape = (self._slots, self._vocab)
         self._options, self.masks = _neutral(*shape), np.ones(shape, bool)
-        home = programs.home(self._params, self._mesh)
-        empty = programs.empty(self._model, self._slots, self.room, home)
+        sizes = self._slots, self.room
+        empty = programs.empty(self._model, self._params, *sizes, self._mesh, self._rules)
         self._cache, self._words, self._no_masks = empty
 
     def warm(self) -> None:
@@ -88,8 +90,7 @@ class Batch:
         """On the mesh, if there is one."""
         with contextlib.ExitStack() as stack:
             if self._mesh is not None:
-                stack.enter_context(jax.set_mesh(self._mesh))
-                stack.enter_context(nn.logical_axis_rules(activation_rules(self._rules)))
+                stack.enter_context(sharding.use(self._mesh, self._rules))
             yield
 
     def seat(self, row: int, request: Request) -> None:

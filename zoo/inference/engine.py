@@ -72,7 +72,7 @@ class Engine:
         chunk: int = 256,
         prefix_bytes: int = 0,
         mesh: Mesh | None = None,
-        rules: Rules | None = None,
+        rules: str | Rules | None = None,
     ):
         """Makes the cache; compiles nothing.
 
@@ -84,7 +84,8 @@ class Engine:
                 `max_length`, or 4096 if that is more.
             chunk: tokens of prompts that are read between two steps: a power of two.
             prefix_bytes: of memory for what prompts begin with, so that it is read once.
-            mesh: of `params`, if they are on several devices.
+            mesh: of `params`, if they are on several devices. Rows are not shared out: an axis that
+                only batches use has to be 1, since an engine per part of the devices does more.
             rules: of `zoo.sharding` for it.
 
         Raises:

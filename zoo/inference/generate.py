@@ -58,7 +58,8 @@ def generate(
             `max_length`, or a sampling value out of range.
     """
     sampling = from_options(temperature, top_k, top_p, min_p)
-    tokens, lengths = _pad(model, prompts, max_new_tokens)
+    check_prompts(model, prompts, max_new_tokens)
+    tokens, lengths = pad(prompts)
     stops = np.atleast_1d(np.asarray(eos, np.int32))
     model, params = unstack.prepare(model, params)
     key = jax.random.key(0) if rng is None else rng
@@ -152,8 +153,9 @@ def _program(
     return state.made, state.count
 
 
-def _pad(model: Decoder, prompts: Any, max_new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    rows = check_prompts(model, prompts, max_new_tokens)
+def pad(prompts: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts as tokens i32[B, T] with padding on the right, and their lengths i32[B]."""
+    rows = [np.asarray(prompt, np.int32).reshape(-1) for prompt in prompts]
     lengths = np.array([row.size for row in rows], np.int32)
     tokens = np.zeros((len(rows), -(-lengths.max() // BUCKET) * BUCKET), np.int32)
     for padded, row in zip(tokens, rows, strict=True):

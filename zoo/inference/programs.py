@@ -12,9 +12,10 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zoo import cache as caches
 from zoo.cache import Cache
@@ -22,6 +23,7 @@ from zoo.decoder import Decoder
 from zoo.inference import unstack
 from zoo.inference.requests import MOST_LOGPROBS
 from zoo.inference.sampling import Options, Words, choose_each
+from zoo.sharding import Rules, cache_shardings
 
 SCORED = 32
 """Tokens of a prompt whose logits are held at a time."""
@@ -76,7 +78,7 @@ def begin(
     """
     empty = unstack.init_cache(model, 1, piece.tokens.shape[1], room)
     one, hidden, logits = _read(model, params, empty, piece)
-    return caches.insert(cache, piece.row, one), hidden, logits
+    return _settled(caches.insert(cache, piece.row, one)), hidden, logits
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -86,7 +88,7 @@ def extend(
     """Like `begin`, behind the `known` tokens of the row."""
     held = caches.take(cache, piece.row, piece.known)
     one, hidden, logits = _read(model, params, held, piece)
-    return caches.insert(cache, piece.row, one), hidden, logits
+    return _settled(caches.insert(cache, piece.row, one)), hidden, logits
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -99,7 +101,7 @@ def decode(
     """
     ids = alive[:, None].astype(jnp.int32)
     out = model.apply(params, token[:, None], segment_ids=ids, cache=cache, method="hidden")
-    return out.cache, model.apply(params, out.hidden, method="logits")[:, 0]
+    return _settled(out.cache), model.apply(params, out.hidden, method="logits")[:, 0]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -143,9 +145,21 @@ def seat(words: Words, row: jax.Array, bias: jax.Array, asked: jax.Array) -> Wor
 
 
 take_block = jax.jit(caches.take_block, static_argnums=3)
-insert_block = jax.jit(caches.insert_block, donate_argnums=0)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def insert_block(cache: Cache, row: jax.Array, start: jax.Array, block: dict) -> Cache:
+    """`zoo.cache.insert_block`."""
+    return _settled(caches.insert_block(cache, row, start, block))
+
+
 take_state = jax.jit(caches.take_state)
-insert_state = jax.jit(caches.insert_state, donate_argnums=0)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def insert_state(cache: Cache, row: jax.Array, state: dict) -> Cache:
+    """`zoo.cache.insert_state`."""
+    return _settled(caches.insert_state(cache, row, state))
 
 
 def _read(
@@ -184,19 +198,27 @@ def _scored(logits: jax.Array, token: jax.Array) -> Scores:
     return Scores(chosen, ids.astype(jnp.int32), top)
 
 
-def home(params: dict, mesh: Mesh | None) -> Sharding:
-    """Where an engine's state lives: with the parameters, and whole on every device of a mesh."""
-    if mesh is not None:
-        return NamedSharding(mesh, PartitionSpec())
-    leaf = jax.tree.leaves(params)[0]
-    return leaf.sharding if isinstance(leaf, jax.Array) else jax.devices()[0]
-
-
 def empty(
-    model: Decoder, slots: int, length: int, where: Sharding
+    model: Decoder, params: dict, slots: int, length: int, mesh: Mesh | None, rules: Rules
 ) -> tuple[Cache, Words, jax.Array]:
-    """A cache of `slots` rows of `length` tokens, their words, and masks that allow everything."""
+    """A cache of `slots` rows of `length` tokens, their words, and masks that allow everything.
+
+    They live with the parameters: on a mesh, heads where those of keys and values are.
+    """
     shape = (slots, model.cfg.vocab_size)
     words = Words(jnp.zeros(shape), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
-    cache = unstack.init_cache(model, slots, length, length)
-    return jax.device_put((cache, words, jnp.ones(shape, bool)), where)
+    cache, masks = unstack.init_cache(model, slots, length, length), jnp.ones(shape, bool)
+    if mesh is not None:
+        whole = NamedSharding(mesh, PartitionSpec())
+        cache = jax.device_put(cache, cache_shardings(cache, mesh, rules))
+        return cache, *jax.device_put((words, masks), whole)
+    leaf = jax.tree.leaves(params)[0]
+    home = leaf.sharding if isinstance(leaf, jax.Array) else jax.devices()[0]
+    return jax.device_put((cache, words, masks), home)
+
+
+def _settled(cache: Cache) -> Cache:
+    """The cache where `empty` put it, so that programs find it as they left it."""
+    if not nn.get_logical_axis_rules():
+        return cache
+    return nn.with_logical_constraint(cache, caches.logical_axes_of(cache))

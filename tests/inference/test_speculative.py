@@ -1,0 +1,139 @@
+"""Guessing ahead changes how fast text comes and not which: the same, or its distribution."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from tests.examples import CONFIGS, random_params
+from zoo import cache
+from zoo.config import MLA, MLP, Attention, Config, Layer, LongRope, Rope, Stack
+from zoo.inference.sampling import Sampling, keep
+from zoo.inference.speculative import speculate
+
+VOCAB, DIM = 6, 16
+LOCAL = Layer(Attention(2, 1, 8, Rope(8), window=4), MLP(24))
+FULL = Layer(Attention(2, 2, 8, Rope(8)), MLP(24))
+LATENT = Layer(MLA(2, None, 8, 6, 4, 6, Rope(4)), MLP(24))
+CFG = Config(VOCAB, DIM, (Stack(2, (LOCAL, FULL)),), mtp=(LOCAL, LATENT))
+SMALL = Config(VOCAB, DIM, (Stack(1, (LOCAL,)),))
+PROMPTS = [[3, 1, 4, 1, 5], [2], [i * i % VOCAB for i in range(40)]]
+
+
+@pytest.fixture(scope="module")
+def made():
+    model = zoo.Decoder(CFG)
+    return model, random_params(model)
+
+
+@pytest.fixture(scope="module")
+def small():
+    model = zoo.Decoder(SMALL)
+    return model, random_params(model, seed=1)
+
+
+@pytest.fixture(params=["own", "other"])
+def draft(request, small):
+    """None for the model's own layer of prediction, or a smaller model."""
+    return None if request.param == "own" else small
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_draft_in_pieces_is_that_of_the_whole(made, depth):
+    model, params = made
+    hidden = jax.random.normal(jax.random.key(1), (2, 20, DIM))
+    tokens = jax.random.randint(jax.random.key(2), (2, 20), 0, VOCAB)
+    run = jax.jit(lambda *args, **kw: model.apply(params, depth, *args, method="draft", **kw))
+    want = run(hidden, tokens).hidden
+    state = cache.init_draft(CFG, 2, 24, 24, spare=3, depth=depth, dtype=jnp.float32)
+    got = []
+    for start, stop in itertools.pairwise((0, 9, 10, 20)):
+        wrong = run(hidden[:, :3], (tokens[:, :3] + 1) % VOCAB, cache=state).cache
+        state = wrong._replace(lengths=wrong.lengths - 3)  # as a guess that is taken back
+        out = run(hidden[:, start:stop], tokens[:, start:stop], cache=state)
+        state, _ = out.cache, got.append(out.hidden)
+    np.testing.assert_allclose(jnp.concatenate(got, axis=1), want, rtol=0, atol=1e-5)
+    assert state.lengths.tolist() == [20, 20]
+
+
+@pytest.mark.parametrize("eos", [(98, 99), (2, 5)], ids=["never", "soon"])
+def test_greedy_text_is_the_same(made, draft, eos):
+    want = zoo.generate(*made, PROMPTS, 24, eos=eos)
+    found = speculate(*made, PROMPTS, 24, draft=draft, ahead=3, eos=eos)
+    assert found.tokens == want
+    assert 0 <= found.accepted <= found.guessed == 3 * round(found.guessed / 3)
+
+
+def test_a_model_accepts_all_of_its_own_guesses(made):
+    found = speculate(*made, PROMPTS, 25, draft=made, ahead=3)
+    assert found.acceptance == 1.0
+    assert found.passes == 6  # one token with the prompts, then four at a time
+    assert found.guessed == 6 * 3 * len(PROMPTS)
+
+
+def exact(model, params, prompt, count, sampling):
+    """The probability of every continuation of `count` tokens, f32[V ** count], in order."""
+    texts = np.array(list(itertools.product(range(VOCAB), repeat=count)))
+    rows = np.concatenate((np.tile(prompt, (len(texts), 1)), texts), axis=1)
+    logits = model.apply(params, rows).logits[:, len(prompt) - 1 : -1]
+    probs = jax.nn.softmax(keep(logits / sampling.temperature, sampling), axis=-1)
+    chosen = np.take_along_axis(np.asarray(probs), texts[..., None], axis=-1)
+    return chosen[..., 0].prod(-1)
+
+
+def test_sampled_text_has_the_same_distribution(made, draft):
+    """Pearson's chi-squared of 4096 texts of three tokens, rare ones taken together."""
+    prompt, rows, new = [3, 1, 4], 4096, 3
+    options = dict(temperature=1.5, top_k=4, rng=jax.random.key(3))
+    found = speculate(*made, [prompt] * rows, new, draft=draft, ahead=2, **options)
+    assert 0.1 < found.acceptance < 0.9  # so that both ways to a token are taken
+    places = np.array(found.tokens) @ [VOCAB**2, VOCAB, 1]
+    seen = np.bincount(places, minlength=VOCAB**new)
+    want = rows * exact(*made, prompt, new, Sampling(1.5, 4))
+    assert not seen[want == 0].any()
+    rare = want < 5
+    seen, want = (np.append(t[~rare], t[rare].sum()) for t in (seen, want))
+    want = np.maximum(want, 1e-9)
+    assert ((seen - want) ** 2 / want).sum() < chi_squared(len(want) - 1)
+
+
+def chi_squared(freedom):
+    """What chance exceeds once in about 30 000 (Wilson and Hilferty's approximation)."""
+    return freedom * (1 - 2 / (9 * freedom) + 4.0 * (2 / (9 * freedom)) ** 0.5) ** 3
+
+
+def longrope():
+    scaling = LongRope((1.0,) * 4, (2.0,) * 4, 16, 1.0, 1.2)
+    mixer = dataclasses.replace(FULL.mixer, rope=Rope(8, scaling=scaling))
+    layer = dataclasses.replace(FULL, mixer=mixer)
+    return zoo.Decoder(Config(VOCAB, DIM, (Stack(1, (layer,)),)))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(ahead=0), "ahead=0 must be at least 1"),
+        (dict(temperature=-1.0), "temperature=-1.0 must be positive"),
+        (dict(max_new_tokens=2046), "model reads up to 2051 tokens"),
+        (dict(draft=(zoo.Decoder(CONFIGS["dense"]), {})), "draft has a vocabulary of 97"),
+        (dict(draft=(longrope(), {}), max_new_tokens=20), "beyond the border of its LongRope"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(made, options, says):
+    with pytest.raises(ValueError, match=says):
+        speculate(*made, [[1]], **options)
+
+
+def test_a_model_needs_something_to_guess_with(small):
+    with pytest.raises(ValueError, match="it has no mtp"):
+        speculate(*small, [[1]])
+
+
+def test_recurrences_cannot_take_guesses_back():
+    model = zoo.Decoder(CONFIGS["delta"])
+    with pytest.raises(ValueError, match="model has recurrent layers"):
+        speculate(model, {}, [[1]], draft=(model, {}))
