@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import zoo
+from tests.examples import CONFIGS, random_params
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -32,6 +35,16 @@ def test_chat_guide_runs(capsys):
     first, _, answer = capsys.readouterr().out.partition("\n\n")
     assert first == "user: What is a tide?"
     assert answer
+
+
+def test_engine_guide_runs(capsys):
+    model = zoo.Decoder(CONFIGS["dense"])
+    scope = {"model": model, "params": random_params(model)}
+    for block in blocks("engine.md"):
+        exec(compile(block, "docs/engine.md", "exec"), scope)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(" length")
+    assert scope["found"].acceptance == 1.0
 
 
 @pytest.mark.parametrize("part", ["zoo", "zoo.moe", "zoo.mla", "zoo.rope", "zoo.decoder"])
