@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,56 +21,99 @@ reference = pytest.importorskip(
     "tests.parity.reference",
     reason="live parity needs torch and transformers; the golden files stand in without them",
 )
+FULL = "full_attention"
+
+
+class Layout(NamedTuple):
+    """How released files hold the layer: names of its own parts, what its block's begin with, and
+    the key that says that it is there. `{n}` is its number when layers are counted on."""
+
+    parts: dict[str, str]
+    block: str
+    key: str
+    copies: tuple[str, ...] = ()
+
+
+DEEPSEEK = Layout(
+    {
+        "enorm": "model.layers.{n}.enorm",
+        "hnorm": "model.layers.{n}.hnorm",
+        "eh_proj": "model.layers.{n}.eh_proj",
+        "post_norm": "model.layers.{n}.shared_head.norm",
+    },
+    "model.layers.{n}.",
+    "num_nextn_predict_layers",
+    ("model.layers.{n}.embed_tokens.weight", "model.layers.{n}.shared_head.head.weight"),
+)
+QWEN = Layout(
+    {
+        "enorm": "mtp.pre_fc_norm_embedding",
+        "hnorm": "mtp.pre_fc_norm_hidden",
+        "eh_proj": "mtp.fc",
+        "post_norm": "mtp.norm",
+    },
+    "mtp.layers.0.",
+    "mtp_num_hidden_layers",
+)
+CASES = {
+    "deepseek_v3_yarn": (DEEPSEEK, dict(num_hidden_layers=4)),
+    "glm4_moe": (DEEPSEEK, dict(num_hidden_layers=3)),
+    "qwen3_5": (QWEN, dict(num_hidden_layers=3, layer_types=["linear_attention", FULL, FULL])),
+    "qwen3_5_moe": (QWEN, dict(num_hidden_layers=3, layer_types=["linear_attention", FULL, FULL])),
+}
 NAME = "deepseek_v3_yarn"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """(main model, its MtpModel, a folder as DeepSeek-V3's: the layer behind the last, copies)."""
+@pytest.fixture(scope="module", params=CASES)
+def made(request, tmp_path_factory):
+    """(main model, its MtpModel, a folder that holds both as released ones do, names of copies).
+
+    The block is the last layer of a longer model, so that transformers itself says how it is kept.
+    """
     import torch
     from transformers.modeling_layers import MtpModel
 
-    main, longer = reference.build(NAME), reference.build(NAME, seed=1, num_hidden_layers=4)
-    layers = main.config.num_hidden_layers
-    main.config.num_mtp_layers = 1
+    layout, changes = CASES[request.param]
+    main = reference.build(request.param)
+    longer = reference.build(request.param, seed=1, **changes)
+    n = main.config.num_hidden_layers
+    assert longer.config.num_hidden_layers == n + 1
+    plain, main.config = main.config, copy.deepcopy(main.config)
+    main.config.num_mtp_layers, main.config.mtp_layer_types = 1, [FULL]
     predictor = MtpModel(main, 1).float().eval()
-    generator = torch.Generator().manual_seed(2)
-    block = longer.model.layers[layers]
-    extra = {}
+    main.config = plain
+    generator, extra = torch.Generator().manual_seed(2), {}
     with torch.no_grad():
-        predictor.layers[0].mtp_block.load_state_dict(block.state_dict())
-        for ours, theirs in (
-            ("enorm", "enorm"), ("hnorm", "hnorm"), ("eh_proj", "eh_proj"),
-            ("shared_head.norm", "post_norm"),
-        ):  # fmt: skip
+        predictor.layers[0].mtp_block.load_state_dict(longer.model.layers[n].state_dict())
+        for theirs, disk in layout.parts.items():
             weight = getattr(predictor.layers[0], theirs).weight
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2 + (weight.ndim == 1))
-            extra[f"model.layers.{layers}.{ours}.weight"] = weight.numpy().copy()
-    extra[f"model.layers.{layers}.embed_tokens.weight"] = main.model.embed_tokens.weight
-    extra[f"model.layers.{layers}.shared_head.head.weight"] = main.lm_head.weight
-    extra = {name: np.asarray(getattr(x, "detach", lambda x=x: x)()) for name, x in extra.items()}
+            extra[disk.format(n=n) + ".weight"] = weight.numpy().copy()
+    copies = [name.format(n=n) for name in layout.copies]
+    originals = main.model.embed_tokens.weight, main.lm_head.weight
+    extra |= {name: x.detach().numpy() for name, x in zip(copies, originals, strict=False)}
     folder = reference.save(main, tmp_path_factory.mktemp("mtp"))
     other = File(reference.save(longer, tmp_path_factory.mktemp("longer")) / "model.safetensors")
-    behind = {n: other[n] for n in other.specs if n.startswith(f"model.layers.{layers}.")}
+    last = f"model.layers.{n}."
+    block = layout.block.format(n=n)
+    behind = {block + x.removeprefix(last): other[x] for x in other.specs if x.startswith(last)}
     held = File(folder / "model.safetensors")
     tensors = {n: np.array(held[n]) for n in held.specs} | behind | extra
-    _write(folder, tensors)
-    return main, predictor, folder
+    _write(folder, tensors, layout.key)
+    return main, predictor, folder, copies
 
 
-def _write(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+def _write(folder: Path, tensors: dict[str, np.ndarray], key: str) -> None:
     specs = layout(Spec(name, x.dtype, x.shape) for name, x in tensors.items())
     write(folder / "model.safetensors", specs, (tensors[s.name] for s in specs), {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
-    config.pop("num_mtp_layers", None)
-    text = json.dumps(config | {"num_nextn_predict_layers": 1}, indent=2)
-    (folder / "config.json").write_text(text)
+    (folder / "config.json").write_text(json.dumps(config | {key: 1}, indent=2))
 
 
 def test_draft_is_what_transformers_predicts(made):
     import torch
 
-    main, predictor, folder = made
+    main, predictor, folder, _ = made
     ckpt = load(folder)
     ids = reference.tokens(main, 1, 20)
     tokens, following = ids[:, :-1], ids[:, 1:]
@@ -81,29 +126,28 @@ def test_draft_is_what_transformers_predicts(made):
     model = zoo.Decoder(ckpt.config)
 
     @jax.jit
-    def ours(params, tokens, following):
-        hidden = model.apply(params, tokens, method="hidden").hidden
+    def ours(params, hidden, following):
         drafted = model.apply(params, 0, hidden, following, method="draft").hidden
         return model.apply(params, drafted, method="logits")
 
-    found = np.asarray(ours(ckpt.params, jnp.asarray(tokens), jnp.asarray(following)))
+    found = np.asarray(ours(ckpt.params, jnp.asarray(hidden.numpy()), jnp.asarray(following)))
     assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 def test_round_trip_with_layers_of_prediction(made, tmp_path):
-    _, _, folder = made
+    _, _, folder, copies = made
     ckpt = load(folder)
     assert len(ckpt.config.mtp) == 1
-    assert len(ckpt.source.extras) == 2  # the copies of embeddings and head
+    assert sorted(ckpt.source.extras) == sorted(copies)
     save_hf(tmp_path / "same", ckpt.config, ckpt.params, source=ckpt.source)
     for path in folder.iterdir():
         assert (tmp_path / "same" / path.name).read_bytes() == path.read_bytes(), path.name
     changed = jax.tree.map(lambda x: x + 1, ckpt.params)
     save_hf(tmp_path / "changed", ckpt.config, changed, source=ckpt.source)
     again = File(tmp_path / "changed" / "model.safetensors")
-    copy = again[f"model.layers.{len(ckpt.config.layers)}.embed_tokens.weight"]
-    np.testing.assert_array_equal(copy, again["model.embed_tokens.weight"])
-    np.testing.assert_array_equal(copy, changed["params"]["embed"]["table"])
+    for name in copies[:1]:
+        np.testing.assert_array_equal(again[name], again["model.embed_tokens.weight"])
+        np.testing.assert_array_equal(again[name], changed["params"]["embed"]["table"])
 
 
 def test_a_folder_without_them_loads_without_and_goes_back_as_it_was(tmp_path):

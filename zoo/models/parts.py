@@ -80,17 +80,32 @@ def shared_expert(name: str) -> tuple[Row, ...]:
 def predictors(table: tuple[Row, ...]) -> tuple[Row, ...]:
     """Rows of multi-token prediction as DeepSeek-V3 has it: layers that go on counting."""
     at = "model.layers.{n}."
-    inner = tuple(
-        Row(row.disk.replace("{l}", "{n}"), tuple(f"layer_0/{p}" for p in row.paths), row.op)
-        for row in table
-        if "{l}" in row.disk
-    )
     return (
         Row(at + "enorm.weight", "embed_norm/scale", Same()),
         Row(at + "hnorm.weight", "hidden_norm/scale", Same()),
         Row(at + "eh_proj.weight", "proj/w", Linear()),
-        *inner,
+        *_of_predictors(table, at),
         Row(at + "shared_head.norm.weight", "norm/scale", Same()),
+    )
+
+
+def named_predictor(table: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Rows of multi-token prediction as Qwen has it: one layer, whose tensors begin with `mtp.`."""
+    return (
+        Row("mtp.pre_fc_norm_embedding.weight", "mtp_0/embed_norm/scale", Same()),
+        Row("mtp.pre_fc_norm_hidden.weight", "mtp_0/hidden_norm/scale", Same()),
+        Row("mtp.fc.weight", "mtp_0/proj/w", Linear()),
+        *_of_predictors(table, "mtp.layers.{m}."),
+        Row("mtp.norm.weight", "mtp_0/norm/scale", Same()),
+    )
+
+
+def _of_predictors(table: tuple[Row, ...], at: str) -> tuple[Row, ...]:
+    """The rows of a layer, for one that predicts further and whose names begin with `at`."""
+    return tuple(
+        Row(row.disk.replace(IN_LAYER, at), tuple(f"layer_0/{p}" for p in row.paths), row.op)
+        for row in table
+        if IN_LAYER in row.disk
     )
 
 

@@ -3,19 +3,20 @@
 Differs from Qwen3-Next: the DeltaNet's projections are one below the other on disk, the weights of
 the chosen experts are always renormalised, and released files fuse all experts of a layer. The text
 part is inside a whole that also sees images, whose rotation has three positions per token; in text
-they are equal. Tensors of vision and of multi-token prediction (mtp.*) are carried along unused.
+they are equal. A layer of multi-token prediction attends like every fourth layer. Tensors of vision
+are carried along unused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from zoo.config import MLP, Config, MoE
 from zoo.hf.keys import Keys
-from zoo.hf.table import Linear, Row, Rows, Split
+from zoo.hf.table import Linear, Row, Rows
 from zoo.models import parts, qwen3_next
 from zoo.models.family import Family, Wrapper
-from zoo.models.parts import IN_MLP
 from zoo.models.qwen3_next import (
     EXTRAS,
     HYBRID,
@@ -42,6 +43,8 @@ MOE_DEFAULTS = {
     # In released files; the classes have no such keys.
     "attn_output_gate": True,
     "mamba_ssm_dtype": "float32",
+    "mtp_num_hidden_layers": 0,
+    "mtp_use_dedicated_embeddings": False,
 }
 DEFAULTS = {
     **{key: value for key, value in MOE_DEFAULTS.items() if key not in _MOE_ONLY},
@@ -50,23 +53,13 @@ DEFAULTS = {
     "num_hidden_layers": 32,
     "num_key_value_heads": 4,
 }
-UNUSED = frozenset({
-    "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mlp_only_layers",
-})  # fmt: skip
+UNUSED = frozenset({"mlp_only_layers"})
 
 FLAT = (
     Row(IN_LINEAR + "in_proj_qkv.weight", ("delta/q/w", "delta/k/w", "delta/v/w"), Rows(Linear())),
     Row(IN_LINEAR + "in_proj_z.weight", "delta/gate/w", Linear()),
     Row(IN_LINEAR + "in_proj_b.weight", "delta/beta/w", Linear()),
     Row(IN_LINEAR + "in_proj_a.weight", "delta/decay/w", Linear()),
-)
-FUSED_EXPERTS = (
-    Row(
-        IN_MLP + "experts.gate_up_proj",
-        ("moe/gate/w", "moe/up/w"),
-        Split(-1, Linear(lead=1)),
-    ),
-    Row(IN_MLP + "experts.down_proj", "moe/down/w", Linear(lead=1)),
 )
 
 
@@ -86,12 +79,16 @@ def moe_from_hf(hf: Mapping) -> Config:
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type qwen3_5_text."""
-    return {**hybrid_keys(cfg), "intermediate_size": cfg.layers[0].ffn.hidden}
+    return {**_keys(cfg), "intermediate_size": cfg.layers[0].ffn.hidden}
 
 
 def moe_to_hf(cfg: Config) -> dict:
     """The config keys of model_type qwen3_5_moe_text."""
-    return {**hybrid_keys(cfg), **mixture_keys(cfg.layers[0].ffn)}
+    return {**_keys(cfg), **mixture_keys(cfg.layers[0].ffn)}
+
+
+def _keys(cfg: Config) -> dict:
+    return {**hybrid_keys(cfg), "mtp_num_hidden_layers": len(cfg.mtp)}
 
 
 def _without_images(rope: dict) -> None:
@@ -101,18 +98,23 @@ def _without_images(rope: dict) -> None:
 
 
 def _dense(layers, d, heads, kv, v_heads, f, tied=False) -> Config:
-    return hybrid_preset("qwen3_5_text", 248320, layers, d, heads, kv, v_heads, MLP(f), tied)
+    cfg = hybrid_preset("qwen3_5_text", 248320, layers, d, heads, kv, v_heads, MLP(f), tied)
+    return replace(cfg, mtp=cfg.layers[-1:])
 
 
 def _moe(layers, d, heads, v_heads, experts, top_k, f) -> Config:
     ffn = MoE(experts, top_k, f, shared=MLP(f), shared_gate=True)
-    return hybrid_preset("qwen3_5_moe_text", 248320, layers, d, heads, 2, v_heads, ffn)
+    cfg = hybrid_preset("qwen3_5_moe_text", 248320, layers, d, heads, 2, v_heads, ffn)
+    return replace(cfg, mtp=cfg.layers[-1:])
 
+
+_TABLE = (*HYBRID, *FLAT, *parts.FFN)
+_MOE_TABLE = (*HYBRID, *FLAT, *parts.FUSED_EXPERTS, *parts.EXPERTS, *SHARED_EXPERT)
 
 FAMILY = Family(
     model_type="qwen3_5_text",
     architecture="Qwen3_5ForCausalLM",
-    table=(*HYBRID, *FLAT, *parts.FFN),
+    table=(*_TABLE, *parts.named_predictor(_TABLE)),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
@@ -128,7 +130,7 @@ FAMILY = Family(
 MOE_FAMILY = Family(
     model_type="qwen3_5_moe_text",
     architecture="Qwen3_5MoeForCausalLM",
-    table=(*HYBRID, *FLAT, *FUSED_EXPERTS, *parts.EXPERTS, *SHARED_EXPERT),
+    table=(*_MOE_TABLE, *parts.named_predictor(_MOE_TABLE)),
     from_hf=moe_from_hf,
     to_hf=moe_to_hf,
     presets={

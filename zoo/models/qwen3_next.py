@@ -3,7 +3,8 @@
 Differs from Qwen3-MoE: three layers of four are Gated DeltaNets (arXiv:2412.06464), the fourth
 attends with an output gate and rotates a quarter of each head; all norms but the DeltaNet's are
 stored less one; a shared expert has a gate. On disk the DeltaNet's projections are grouped by key
-head. Tensors of multi-token prediction (mtp.*) are carried along unused.
+head. Tensors of multi-token prediction (mtp.*), which no key of the config counts, are carried
+along unused.
 """
 
 from __future__ import annotations
@@ -152,8 +153,12 @@ def hybrid(keys: Keys, ffn, take=lambda left: None) -> Config:
         norm=Norm(eps),
     )
     mixers = {LINEAR: delta, FULL: full}
-    layers = tuple(Layer(mixers[kind], ffn(i), norm) for i, kind in enumerate(layer_kinds(keys)))
-    cfg = decoder(keys, layers, norm)
+    kinds = layer_kinds(keys)
+    layers = tuple(Layer(mixers[kind], ffn(i), norm) for i, kind in enumerate(kinds))
+    depths = keys.get("mtp_num_hidden_layers") or 0
+    if depths > 1:
+        raise keys.error("mtp_num_hidden_layers", "no file has more than 1")
+    cfg = decoder(keys, layers, norm, mtp=(Layer(full, ffn(len(kinds) - 1), norm),) * depths)
     keys.close()
     return cfg
 
