@@ -16,6 +16,7 @@ dimension.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -42,6 +43,7 @@ def attend(
     window: int | None = None,
     chunk: int | None = None,
     softcap: float | None = None,
+    causal: Callable[..., jax.Array] | None = None,
 ) -> jax.Array:
     """Weighs values by the softmax of scaled query-key products.
 
@@ -58,6 +60,7 @@ def attend(
         window: how many slots a query sees, its own included; None is all.
         chunk: a query sees its own chunk of so many slots, counted from the start of its segment.
         softcap: bounds scores to softcap * tanh(scores / softcap).
+        causal: what attends within a sequence; None is plain XLA.
 
     Returns:
         dtype[B, T, N, Hv].
@@ -81,13 +84,14 @@ def attend(
     if offset is None:
         if chunk is not None:
             segment_ids, window = chunks(segment_ids, (B, T), chunk), chunk
-        out = _causal(q, k, v, _Sight(segment_ids, allowed), sinks, window, softcap)
+        within = causal or _causal
+        out = within(q, k, v, Sight(segment_ids, allowed), sinks, window, softcap)
     else:
         out = _cached(q, k, v, offset, allowed, sinks, window, chunk, softcap)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, Hv)
 
 
-class _Sight(NamedTuple):
+class Sight(NamedTuple):
     """What restricts sight besides order: `segment_ids` i32[B, T], `allowed` bool[B, T, S]."""
 
     segment_ids: jax.Array | None
@@ -97,10 +101,11 @@ class _Sight(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _causal(q, k, v, sight, sinks, window, softcap):
     """Scaled q[B, K, G, T, H], k[B, K, T, H], v[B, K, T, Hv] -> [B, K, G, T, Hv]."""
-    return _causal_forward(q, k, v, sight, sinks, window, softcap)[0]
+    return causal_forward(q, k, v, sight, sinks, window, softcap)[0]
 
 
-def _causal_forward(q, k, v, sight, sinks, window, softcap):
+def causal_forward(q, k, v, sight, sinks, window, softcap):
+    """The result, and what `causal_backward` needs."""
     outs = []
     for rows, seen in _blocks(q.shape[3], window):
         bias = _bias(_distance(rows, seen), window, _visible(sight, rows, seen))
@@ -110,8 +115,11 @@ def _causal_forward(q, k, v, sight, sinks, window, softcap):
     return out, (q, k, v, out, sight, sinks)
 
 
-def _causal_backward(window, softcap, saved, grad):
-    """Scores lie transposed here, [S, T]: all products but one then contract adjacent axes."""
+def causal_backward(window, softcap, saved, grad):
+    """Gradients of q, k, v, sight (None) and sinks from what `causal_forward` kept.
+
+    Scores lie transposed here, [S, T]: all products but one then contract adjacent axes.
+    """
     q, k, v, out, sight, sinks = saved
     B, K, G, T, H = q.shape
     through = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
@@ -143,7 +151,7 @@ def _causal_backward(window, softcap, saved, grad):
     return q_grad, k_grad, v_grad, None, sum(sink_grads) if sink_grads else None
 
 
-_causal.defvjp(_causal_forward, _causal_backward)
+_causal.defvjp(causal_forward, causal_backward)
 
 
 def _cached(q, k, v, offset, allowed, sinks, window, chunk, softcap):
@@ -151,7 +159,7 @@ def _cached(q, k, v, offset, allowed, sinks, window, chunk, softcap):
     outs, slots = [], slice(0, k.shape[2])
     for rows, _ in _blocks(q.shape[3], window):
         distance = offset[:, None, None] + _distance(rows, slots)
-        seen = _visible(_Sight(None, allowed), rows, slots)
+        seen = _visible(Sight(None, allowed), rows, slots)
         if chunk is not None:
             at = (offset[:, None] + jnp.arange(rows.start, rows.stop))[..., None]
             seen = seen & (distance <= at % chunk)
@@ -211,7 +219,7 @@ def _distance(rows: slice, seen: slice) -> jax.Array:
     return jnp.arange(rows.start, rows.stop)[:, None] - jnp.arange(seen.start, seen.stop)
 
 
-def _visible(sight: _Sight, rows: slice, seen: slice) -> jax.Array | bool:
+def _visible(sight: Sight, rows: slice, seen: slice) -> jax.Array | bool:
     """Which keys share a query's segment and are allowed, bool[B, T, S]."""
     ids, mask = sight.segment_ids, True
     if ids is not None:

@@ -1,4 +1,4 @@
-"""The `zoo` command: list, show, convert, generate, chat, serve, eval, export, verify.
+"""The `zoo` command: list, show, plan, convert, generate, chat, serve, eval, export, verify.
 
 Each verb is one call into the library. Errors of input end with one line and status 2.
 """
@@ -50,7 +50,7 @@ def _show(args: argparse.Namespace) -> None:
 
     from zoo.describe import tree
 
-    rich.print(tree(_config(args.model), args.model))
+    rich.print(tree(find_config(args.model), args.model))
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -207,7 +207,8 @@ def _dtype(name: str | None):
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
-def _config(model: str):
+def find_config(model: str):
+    """The config of a run, of a Hugging Face folder or file, or of a preset."""
     import zoo
     from zoo import checkpoint
 
@@ -237,6 +238,8 @@ def _model(path: str):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from zoo.plan import command
+
     parser = argparse.ArgumentParser(prog="zoo", description="Open language models in JAX.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -247,6 +250,8 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("show", help="a model's tree of shapes, and its counts")
     verb.add_argument("model", help="a preset, a Hugging Face folder, a config.json or a run")
     verb.set_defaults(run=_show)
+
+    command.add(verbs)
 
     verb = verbs.add_parser("convert", help="a run to a Hugging Face folder, or the other way")
     verb.add_argument("source", help="a run of train.py, or a Hugging Face folder")

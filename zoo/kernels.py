@@ -6,13 +6,15 @@ for cpu, cuda and tpu.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import chex
 import jax
 from jax import lax
 
-from zoo import attention, grouped_cpu, grouped_gpu, grouped_tpu, ring
+from zoo import attention, attention_tpu, grouped_cpu, grouped_gpu, grouped_tpu, ring
+from zoo.attention import Sight, causal_backward, causal_forward
 
 __all__ = ["attend", "grouped_matmul"]
 
@@ -26,10 +28,49 @@ def attend(
     offset: jax.Array | None = None,
     **how: Any,
 ) -> jax.Array:
-    """`zoo.attention.attend`, or `zoo.ring.attend` where `slots` say that devices share rows."""
+    """`zoo.attention.attend` by the platform's kernel, or `zoo.ring.attend` where `slots` say that
+    devices share rows."""
     if slots is None:
-        return attention.attend(q, k, v, offset=offset, **how)
+        return attention.attend(q, k, v, offset=offset, causal=_causal, **how)
     return ring.attend(q, k, v, slots=slots, **how)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _causal(q, k, v, sight: Sight, sinks, window, softcap):
+    """As `zoo.attention` has it; scaled q[B, K, G, T, H] -> [B, K, G, T, Hv]."""
+    return _causal_forward(q, k, v, sight, sinks, window, softcap)[0]
+
+
+def _causal_forward(q, k, v, sight, sinks, window, softcap):
+    if not attention_tpu.suits(q, sight.allowed, sinks):
+        return causal_forward(q, k, v, sight, sinks, window, softcap)
+
+    def plain(q, k, v, ids):
+        return causal_forward(q, k, v, Sight(ids, None), None, window, softcap)[0]
+
+    splash = functools.partial(attention_tpu.causal, window=window, softcap=softcap)
+    out = lax.platform_dependent(q, k, v, sight.segment_ids, tpu=splash, default=plain)
+    return out, (q, k, v, out, sight, sinks)
+
+
+def _causal_backward(window, softcap, saved, grad):
+    q, k, v, out, sight, sinks = saved
+    if not attention_tpu.suits(q, sight.allowed, sinks):
+        return causal_backward(window, softcap, saved, grad)
+
+    def plain(q, k, v, ids, grad, out):
+        kept = q, k, v, out, Sight(ids, None), None
+        return causal_backward(window, softcap, kept, grad)[:3]
+
+    def splash(q, k, v, ids, grad, out):
+        return attention_tpu.causal_gradients(q, k, v, ids, grad, window, softcap)
+
+    inputs = q, k, v, sight.segment_ids, grad, out
+    grads = lax.platform_dependent(*inputs, tpu=splash, default=plain)
+    return *grads, None, None
+
+
+_causal.defvjp(_causal_forward, _causal_backward)
 
 
 @jax.custom_vjp

@@ -14,7 +14,7 @@ INK, FAINT, ACCENT = "#23395d", "#9db4d3", "#d1495b"
 
 def plot_losses(path: str | os.PathLike, records: Sequence[dict], title: str = "") -> None:
     """Writes a PNG of training and validation loss from the records of metrics.jsonl."""
-    figure, axes = _figure(7.5, 4.5)
+    figure, axes = figure_of(7.5, 4.5)
     train = np.array([(r["step"], r["loss"]) for r in records if "loss" in r]).reshape(-1, 2)
     valid = np.array(
         [(r["step"], r["validation_loss"]) for r in records if "validation_loss" in r]
@@ -35,7 +35,7 @@ def plot_losses(path: str | os.PathLike, records: Sequence[dict], title: str = "
     axes.margins(x=0.02)
     if axes.has_data():
         axes.legend(frameon=False)
-    _write(figure, path)
+    write(figure, path)
 
 
 def plot_expert_load(
@@ -49,7 +49,7 @@ def plot_expert_load(
     table = np.full((len(load), widest), np.nan)
     for i, row in enumerate(load.values()):
         table[i, : len(row)] = row
-    figure, axes = _figure(max(5.0, 2.5 + 0.3 * min(widest, 40)), max(2.6, 1.6 + 0.35 * len(load)))
+    figure, axes = figure_of(max(5.0, 2.5 + 0.3 * min(widest, 40)), max(2.6, 1.6 + 0.35 * len(load)))
     image = axes.imshow(
         table, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2, interpolation="nearest"
     )
@@ -70,7 +70,7 @@ def plot_expert_load(
     figure.colorbar(
         image, ax=axes, label="share / even share", extend="max", fraction=0.05, pad=0.02
     )
-    _write(figure, path)
+    write(figure, path)
 
 
 def _running_mean(points: np.ndarray, width: int) -> np.ndarray:
@@ -79,22 +79,27 @@ def _running_mean(points: np.ndarray, width: int) -> np.ndarray:
     return np.stack([np.convolve(column, kernel, mode="valid") for column in points.T], axis=1)
 
 
-def _figure(width: float, height: float):
-    """A figure without pyplot, so that nothing global (a notebook's backend) is touched."""
+def figure_of(width: float, height: float, rows: int = 1):
+    """A figure and its axes (an array of them for several rows), in the style of all our plots.
+
+    It is made without pyplot, so that nothing global (a notebook's backend) is touched.
+    """
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # It tells of making its font cache.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(True, color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes = figure.subplots(rows)
+    for one in np.atleast_1d(axes):
+        one.grid(True, color="#e6e6e6", linewidth=0.8)
+        one.set_axisbelow(True)
+        one.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _write(figure, path: str | os.PathLike) -> None:
+def write(figure, path: str | os.PathLike) -> None:
+    """Writes a figure to a file, whose folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

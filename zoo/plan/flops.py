@@ -1,0 +1,126 @@
+"""Operations that a model's mathematics needs, from its config alone.
+
+Two per weight and token, and two per product of attention that is not masked. What a program does
+beyond this (masked products, recomputation, padding) is its own choice and is not counted here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, MoE
+from zoo.hf.layout import layer_shapes
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations of a forward pass over a whole batch, by what does them."""
+
+    weights: float = 0.0
+    experts: float = 0.0
+    attention: float = 0.0
+    head: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.experts + self.attention + self.head
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(self._parts, other._parts, strict=True)))
+
+    def __mul__(self, factor: float) -> Work:
+        return Work(*(factor * part for part in self._parts))
+
+    @property
+    def _parts(self) -> tuple[float, float, float, float]:
+        return self.weights, self.experts, self.attention, self.head
+
+
+def forward(
+    cfg: Config, batch: int, tokens: int, past: int = 0, logits: int | None = None
+) -> Work:
+    """Of `tokens` new tokens in each of `batch` rows that hold `past` tokens already.
+
+    Args:
+        cfg: the model.
+        batch: rows.
+        tokens: new ones of a row.
+        past: tokens of a row that the cache holds.
+        logits: tokens of a row that logits are needed for; None is all.
+    """
+    found = Work()
+    for stack in cfg.stacks:
+        for layer in stack.layers:
+            found += _layer(cfg, layer, tokens, past) * stack.repeats
+    needed = tokens if logits is None else logits
+    head = 2.0 * needed * cfg.embed_dim * cfg.vocab_size
+    return (found + Work(head=head)) * batch
+
+
+def predictors(cfg: Config, batch: int, tokens: int) -> Work:
+    """A forward pass of the layers of multi-token prediction, each with logits of its own."""
+    found = Work()
+    for layer in cfg.mtp:
+        extra = Work(weights=4.0 * tokens * cfg.embed_dim**2)
+        head = Work(head=2.0 * tokens * cfg.embed_dim * cfg.vocab_size)
+        found += _layer(cfg, layer, tokens, 0) + extra + head
+    return found * batch
+
+
+def _layer(cfg: Config, layer: Layer, tokens: int, past: int) -> Work:
+    shapes = layer_shapes(layer, cfg.embed_dim)
+    routed = {name for name in shapes if name.split("/")[:2] in _EXPERTS}
+    weights = sum(math.prod(s) for name, s in shapes.items() if name not in routed)
+    experts = 0.0
+    if isinstance(layer.ffn, MoE):
+        share = layer.ffn.top_k / layer.ffn.experts
+        experts = share * sum(math.prod(shapes[name]) for name in routed)
+    attention = _attention(layer.mixer, tokens, past)
+    return Work(2.0 * tokens * weights, 2.0 * tokens * experts, attention)
+
+
+_EXPERTS = [["moe", name] for name in ("gate", "up", "down")]
+
+
+def _attention(mixer: Attention | MLA | GatedDelta, tokens: int, past: int) -> float:
+    match mixer:
+        case GatedDelta():  # what a key finds, the correction written, what a query reads
+            return 6.0 * tokens * mixer.v_heads * mixer.k_dim * mixer.v_dim
+        case MLA():
+            pairs, scored = visible(tokens, past), 0.0
+            if mixer.indexer is not None:
+                scored = 2.0 * pairs * mixer.indexer.heads * mixer.indexer.dim
+                pairs = visible(tokens, past, mixer.indexer.top_k)
+            if past:  # absorbed: keys and values are the latents
+                width = 2 * mixer.kv_rank + mixer.rope_dim
+            else:
+                width = mixer.nope_dim + mixer.rope_dim + mixer.v_dim
+            return scored + 2.0 * pairs * mixer.heads * width
+        case Attention():
+            pairs = visible(tokens, past, mixer.window, mixer.chunk)
+            return 4.0 * pairs * mixer.heads * mixer.head_dim
+
+
+def visible(tokens: int, past: int, window: int | None = None, chunk: int | None = None) -> int:
+    """Pairs of a new token and one that it sees: all before it and itself, in window or chunk."""
+    if chunk is not None:
+        return sum(at % chunk + 1 for at in range(past, past + tokens))
+    everything = past + tokens if window is None else window
+    short = max(0, min(everything, past + tokens) - past)  # tokens that see less than the window
+    return short * past + short * (short + 1) // 2 + (tokens - short) * everything
+
+
+def activations_per_token(cfg: Config, layer: Layer) -> int:
+    """Elements that a layer's products put out for a token: what "cheap" rematerialisation keeps."""
+    shapes, total = layer_shapes(layer, cfg.embed_dim), 0
+    for name, shape in shapes.items():
+        if not name.endswith("/w"):
+            continue
+        if name.split("/")[:2] in _EXPERTS:
+            total += layer.ffn.top_k * shape[2]
+        else:
+            total += math.prod(shape[1:]) if name.split("/")[-2] != "o" else cfg.embed_dim
+    if isinstance(layer.ffn, MLP):
+        total += layer.ffn.hidden
+    return total

@@ -1,0 +1,44 @@
+"""Where memory and time of a plan go, as a PNG."""
+
+from __future__ import annotations
+
+import os
+
+from zoo.plan.hardware import GiB
+from zoo.plan.planner import Plan
+from zoo.plan.report import verdict
+from zoo.training.plots import figure_of, write
+
+_COLOURS = ("#23395d", "#4c72a5", "#9db4d3", "#c9d6e6", "#e0a458", "#e6e6e6")
+
+
+def draw(plan: Plan, name: str, path: str | os.PathLike) -> None:
+    """Two bars: a chip's memory by what is in it, and a run's time by what takes it."""
+    figure, (above, below) = figure_of(8.0, 4.2, rows=2)
+    memory = plan.memory
+    _bar(above, {
+        "parameters": memory.parameters / GiB, "optimizer": memory.optimizer / GiB,
+        "cache": memory.cache / GiB, "batch": memory.batch / GiB,
+        "activations and temporaries": memory.temporaries / GiB,
+        "left": max(memory.left, 0) / GiB,
+    })  # fmt: skip
+    above.axvline(memory.capacity / GiB, color="#d1495b", linewidth=2)
+    above.set(xlabel="GiB per chip; the red line is what it has")
+    above.set_title(f"{name} · {plan.work.mode} on {plan.topology} · {verdict(plan)}", fontsize=9)
+    milliseconds = {
+        "cores": plan.compute_seconds, "memory": plan.memory_seconds, "links": plan.link_seconds,
+    }  # fmt: skip
+    _bar(below, {label: 1e3 * value for label, value in milliseconds.items()})
+    below.axvline(1e3 * plan.seconds, color="#d1495b", linewidth=2)
+    below.set(xlabel="milliseconds of a run, one after the other; the red line is the estimate")
+    write(figure, path)
+
+
+def _bar(axes, parts: dict[str, float]) -> None:
+    start = 0.0
+    for colour, (label, value) in zip(_COLOURS, parts.items(), strict=False):
+        if value:
+            axes.barh(0, value, left=start, color=colour, label=f"{label} {value:.3g}")
+            start += value
+    axes.set_yticks([])
+    axes.legend(frameon=False, fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.35))

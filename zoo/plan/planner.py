@@ -1,0 +1,208 @@
+"""A plan: memory, operations, traffic and time of one program on one slice, and a verdict."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from dataclasses import dataclass
+
+from zoo import sharding
+from zoo.config import Config
+from zoo.plan import compiled, estimate, flops
+from zoo.plan.compiled import CannotCompile
+from zoo.plan.hardware import Topology
+from zoo.plan.hlo import Collective
+from zoo.plan.workload import Workload, device_bytes, program
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per chip. `temporaries` are activations, gradients, buffers and code.
+
+    `total` is what the program needs at its peak; `capacity` is what the chip has.
+    """
+
+    parameters: int
+    optimizer: int
+    cache: int
+    batch: int
+    temporaries: int
+    capacity: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.optimizer + self.cache + self.batch + self.temporaries
+
+    @property
+    def left(self) -> int:
+        """Negative is missing."""
+        return self.capacity - self.total
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a program before it runs.
+
+    Attributes:
+        cfg: the model.
+        work: the program's sizes.
+        topology: the chips.
+        mesh: sizes of the mesh's axes.
+        how: where memory and counts are from, in words.
+        memory: per chip.
+        model_flops: that the mathematics needs, of all chips together.
+        recomputed: that rematerialisation adds to them.
+        product_flops: in products of the compiled program, of all chips; None without one.
+        kernels: calls of Pallas kernels per device, whose products XLA does not see.
+        traffic: bytes that a chip moves to and from its memory, by arithmetic.
+        collectives: per device.
+    """
+
+    cfg: Config
+    work: Workload
+    topology: Topology
+    mesh: dict[str, int]
+    how: str
+    memory: Memory
+    model_flops: float
+    recomputed: float
+    product_flops: float | None
+    kernels: dict[str, int]
+    traffic: float
+    collectives: tuple[Collective, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.left >= 0
+
+    @property
+    def compute_seconds(self) -> float:
+        """At the peak of all chips, recomputation included."""
+        chips = self.topology.chips * self.topology.chip.flops
+        return (self.model_flops + self.recomputed) / chips
+
+    @property
+    def memory_seconds(self) -> float:
+        return self.traffic / self.topology.chip.hbm
+
+    @property
+    def link_seconds(self) -> float:
+        return sum(self.seconds_of(one) for one in self.collectives)
+
+    @property
+    def seconds(self) -> float:
+        """The estimate: cores wait for memory, links work meanwhile."""
+        return max(self.compute_seconds + self.memory_seconds, self.link_seconds)
+
+    @property
+    def least_seconds(self) -> float:
+        """The roofline: everything overlaps."""
+        return max(self.compute_seconds, self.memory_seconds, self.link_seconds)
+
+    @property
+    def most_seconds(self) -> float:
+        """Nothing overlaps."""
+        return self.compute_seconds + self.memory_seconds + self.link_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.work.tokens / self.seconds
+
+    def mfu(self, seconds: float) -> float:
+        """The share of the chips' peak that goes into what the mathematics needs."""
+        return self.model_flops / seconds / (self.topology.chips * self.topology.chip.flops)
+
+    def chip_hours(self, tokens: float) -> float:
+        return tokens / self.tokens_per_second * self.topology.chips / 3600
+
+    def seconds_of(self, one: Collective) -> float:
+        """How long a device's part of a collective keeps its links busy."""
+        size = math.ceil(one.size / self.topology.chip.cores)
+        sent = one.sent * self.topology.chip.cores
+        if one.kind in ("all-to-all", "ragged-all-to-all"):  # links carry the rows of others, too
+            sent *= self.topology.hops(size)
+        return sent / self.topology.bandwidth(size)
+
+
+def make_plan(
+    cfg: Config,
+    work: Workload,
+    topology: Topology,
+    mesh: str = "fsdp=-1",
+    rules: str | sharding.Rules | None = None,
+    compile: bool = True,
+) -> Plan:
+    """Plans one program; nothing is allocated.
+
+    Args:
+        cfg: the model.
+        work: the program's sizes.
+        topology: chips to run on.
+        mesh: as for `zoo.make_mesh`; its sizes multiply to the JAX devices of the slice.
+        rules: a table of `zoo.sharding.RULES` by name, one of yours, or None for the default.
+        compile: ask TPU's compiler where it knows the slice; False is arithmetic alone.
+
+    Raises:
+        ValueError: a mesh or batch that does not divide, or sizes that the model cannot have.
+    """
+    sizes = sharding.mesh_sizes(mesh, topology.devices)
+    rules = sharding.find_rules(rules)
+    _check(cfg, work)
+    spec = ",".join(f"{name}={size}" for name, size in sizes.items())
+    parts = program(cfg, work, sharding.abstract_mesh(spec), rules).parts
+    cores = topology.chip.cores
+    held = [device_bytes(part) * cores for part in parts]
+    layout = estimate.Layout(cfg, work, sizes, rules)
+    found, how = _compiled(cfg, work, topology, spec, rules) if compile else (None, "arithmetic")
+    if found is None:
+        temporaries = int(estimate.temporaries(layout, held[0] // cores)) * cores
+    else:
+        temporaries = max(found.total * cores - sum(held), found.temporaries * cores)
+    counted = None if found is None else found.counted
+    model, again = _flops(cfg, work)
+    return Plan(
+        cfg, work, topology, sizes, how,
+        Memory(*held, temporaries, topology.chip.memory),
+        model, again,
+        None if counted is None else counted.flops * topology.devices,
+        {} if counted is None else counted.kernels,
+        estimate.memory_traffic(layout, (held[0] + held[1]) // cores, held[2] // cores) * cores,
+        tuple(estimate.collectives(layout) if counted is None else counted.collectives),
+    )  # fmt: skip
+
+
+def _compiled(cfg, work, topology, spec, rules) -> tuple[compiled.Compiled | None, str]:
+    """What the compiler says, and how the plan says where it is from."""
+    try:
+        devices = compiled.devices(topology)
+    except CannotCompile as e:
+        return None, f"arithmetic: {e}"
+    found = compiled.compile_for(cfg, work, sharding.make_mesh(spec, devices), rules)
+    how = f"compiled by libtpu {importlib.metadata.version('libtpu')} in {found.seconds:.0f} s"
+    if found.counted is None:
+        how += ", which gave up for want of memory; collectives by arithmetic"
+    return found, how
+
+
+def _flops(cfg: Config, work: Workload) -> tuple[float, float]:
+    """What the mathematics needs, and what recomputing the forward pass adds."""
+    if work.mode == "decode":
+        return flops.forward(cfg, work.batch, 1, work.length - 1).total, 0.0
+    if work.mode == "prefill":
+        return flops.forward(cfg, work.batch, work.length, logits=1).total, 0.0
+    forward = flops.forward(cfg, work.batch, work.length)
+    if work.mtp_loss:
+        forward += flops.predictors(cfg, work.batch, work.length)
+    again = {
+        "nothing": 0.0,
+        "cheap": forward.attention,
+        "everything": forward.total - forward.head,
+    }[work.remat]
+    return 3 * forward.total, again
+
+
+def _check(cfg: Config, work: Workload) -> None:
+    if work.length > cfg.max_length:
+        raise ValueError(
+            f"length={work.length} is beyond the model's max_length={cfg.max_length}: shorten it"
+        )
