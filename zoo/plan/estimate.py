@@ -17,7 +17,7 @@ from zoo.plan.flops import activations_per_token
 from zoo.plan.hlo import Collective
 from zoo.plan.workload import Workload
 from zoo.sharding import Rules
-from zoo.training.losses import MOST_LOGITS
+from zoo.training.losses import most_logits
 
 BF16, F32 = 2, 4
 
@@ -76,7 +76,8 @@ def temporaries(layout: Layout, param_bytes: int) -> float:
     layers = list(layout.layers())
     widest = max(layout.width(layer) for layer, _ in layers)
     whole = max(layout.gathered(layer) for layer, _ in layers) if layout.axes("embed") else 0.0
-    logits = min(work.tokens / work.accumulate * cfg.vocab_size, MOST_LOGITS)
+    most = most_logits(math.prod(layout.mesh.values()))
+    logits = min(work.tokens / work.accumulate * cfg.vocab_size, most)
     logits /= layout.parts("batch", "length", "vocab")
     if work.mode == "decode":
         logits = work.batch * cfg.vocab_size / layout.parts("batch", "vocab")
@@ -152,7 +153,12 @@ def collectives(layout: Layout) -> list[Collective]:
     count = sum(times for _, times in whole)
     weights = sum(size * times for size, times in whole) / count
     add("all-gather", cut, count * (2 if train else 1) * work.accumulate, weights * BF16)
+    head = cfg.embed_dim * cfg.vocab_size / layout.parts("vocab")
+    most = most_logits(math.prod(mesh.values()))
+    parts = math.ceil(work.tokens / work.accumulate * cfg.vocab_size / most) * work.accumulate
+    add("all-gather", cut, 2 * parts if train else 1, head * BF16)
     if train:
+        add("all-reduce", cut, parts, head * F32)
         add("reduce-scatter", cut, count * work.accumulate, weights * F32)
         rest = tuple(a for a in batch if a not in cut and a not in layout.axes("experts"))
         add("all-reduce", rest, count, weights * F32 / layout.parts("embed"))

@@ -37,9 +37,7 @@ class Work:
         return self.weights, self.experts, self.attention, self.head
 
 
-def forward(
-    cfg: Config, batch: int, tokens: int, past: int = 0, logits: int | None = None
-) -> Work:
+def forward(cfg: Config, batch: int, tokens: int, past: int = 0, logits: int | None = None) -> Work:
     """Of `tokens` new tokens in each of `batch` rows that hold `past` tokens already.
 
     Args:
@@ -112,7 +110,7 @@ def visible(tokens: int, past: int, window: int | None = None, chunk: int | None
 
 
 def activations_per_token(cfg: Config, layer: Layer) -> int:
-    """Elements that a layer's products put out for a token: what "cheap" rematerialisation keeps."""
+    """Elements that a layer's products put out for a token: what "cheap" recomputation keeps."""
     shapes, total = layer_shapes(layer, cfg.embed_dim), 0
     for name, shape in shapes.items():
         if not name.endswith("/w"):

@@ -65,7 +65,8 @@ CHIPS = {
         Chip("t4", 16 * GB, 65e12, 320e9, 16e9, 3.125e9, _DATASHEET + "tesla-t4/", node=4),
     )
 }
-"""Data sheets promise this. GPUs: SXM, NVLink, one network port of 400 (H), 200 (A100) Gb/s each."""
+"""Data sheets promise this. GPUs are SXM ones on NVLink, each with a network port of its own of 400
+(H100, H200) or 200 Gb/s (A100); T4s are on PCIe."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Topology:
 
 
 def parse(text: str) -> Topology:
-    """"v5p:8x8x16", "v5e:1" or "h100:64".
+    """ "v5p:8x8x16", "v5e:1" or "h100:64".
 
     Raises:
         ValueError: no such chip, or a shape that it cannot have.

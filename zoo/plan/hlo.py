@@ -69,6 +69,7 @@ class _Instruction:
     opcode: str
     operands: str
     attributes: str
+    root: bool = False
 
 
 def count(text: str, mesh: Sequence[tuple[str, int]] = ()) -> Counted:
@@ -120,9 +121,9 @@ def _instruction(line: str) -> _Instruction:
     shape, rest = rest[:end], rest[end:].lstrip()
     start = rest.index("(")
     stop = _closing(rest, start)
-    return _Instruction(
-        name.lstrip("%"), shape, rest[:start], rest[start + 1 : stop], rest[stop + 1 :]
-    )
+    operands, attributes = rest[start + 1 : stop], rest[stop + 1 :]
+    root = line.lstrip().startswith("ROOT ")
+    return _Instruction(name.lstrip("%"), shape, rest[:start], operands, attributes, root)
 
 
 def _closing(text: str, start: int) -> int:
@@ -147,17 +148,57 @@ def _runs(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, 
 
 
 def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
-    """Of a while loop: what XLA knows, else the constant that its condition compares with, or 1."""
+    """Of a while loop: what XLA knows, else its bound over the step of its counter, else 1."""
     if (known := _TRIPS.search(loop.attributes)) is not None:
         return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
-    compared = computations.get(condition[1], []) if condition is not None else []
-    bounds = [
-        int(one.operands)
-        for one in compared
-        if one.opcode == "constant" and one.operands.isdigit()
-    ]
-    return bounds[0] if len(bounds) == 1 else 1
+    condition = computations.get(_called(loop, "condition"), [])
+    bounds = [int(i.operands) for i in condition if i.opcode == "constant" and i.operands.isdigit()]
+    if len(bounds) != 1:
+        return 1
+    counter = next((i for i in condition if i.opcode == "get-tuple-element"), None)
+    body = _called(loop, "body")
+    step = None if counter is None else _added(_index(counter), body, computations, {})
+    return -(-bounds[0] // (step or 1))
+
+
+def _called(one: _Instruction, role: str) -> str:
+    found = re.search(rf"\b{role}=%?([\w.\-]+)", one.attributes)
+    return "" if found is None else found[1]
+
+
+def _index(one: _Instruction) -> int:
+    found = re.search(r"\bindex=(\d+)", one.attributes)
+    return int(found[1]) if found is not None else 0
+
+
+def _added(index: int, computation: str, computations: dict, given: dict[int, int]) -> int | None:
+    """The constant in the sum that a computation returns as its element `index`, if it is one.
+
+    `given` has the constants among its parameters. Loops that XLA unrolled count by more than one.
+    """
+    inside = {one.name: one for one in computations.get(computation, [])}
+    root = next((one for one in inside.values() if one.root), None)
+    if root is None:
+        return None
+    names = [name.split()[-1].lstrip("%") for name in _split(root.operands)]
+    one = inside.get(names[index]) if root.opcode == "tuple" and index < len(names) else root
+    if one is not None and one.opcode == "get-tuple-element":
+        index, one = _index(one), inside.get(one.operands.strip().lstrip("%"))
+    if one is None:
+        return None
+
+    def constant(name: str) -> int | None:
+        found = inside.get(name.split()[-1].lstrip("%"))
+        if found is not None and found.opcode == "parameter":
+            return given.get(int(found.operands))
+        number = found is not None and found.opcode == "constant" and found.operands.isdigit()
+        return int(found.operands) if number else None
+
+    values = [constant(name) for name in _split(one.operands) if name.strip()]
+    if one.opcode == "fusion":
+        known = {i: value for i, value in enumerate(values) if value is not None}
+        return _added(index, _called(one, "calls"), computations, known)
+    return next((value for value in values if value), None) if one.opcode == "add" else None
 
 
 def _flops(one: _Instruction, shapes: dict[str, str]) -> float:

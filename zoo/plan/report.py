@@ -13,9 +13,9 @@ from zoo.plan.hardware import GiB
 from zoo.plan.planner import Plan
 
 ASSUMPTIONS = (
-    "Products run at the data sheet's peak; cores wait for memory, which moves every tensor once per "
-    "pass; links carry collectives meanwhile, in rings, at their full rate. Measured runs reach about "
-    "0.75 to 0.95 of this: see docs/plan.md."
+    "Products run at the data sheet's peak; cores wait for memory, which moves every tensor once "
+    "per pass; links carry collectives meanwhile, in rings, at their full rate. docs/plan.md "
+    "compares this with measured runs."
 )
 """What `Plan.seconds` takes for granted."""
 
@@ -112,7 +112,8 @@ def _time(plan: Plan, tokens: float | None) -> Table:
     table.add_row("cores, at their peak", _seconds(plan.compute_seconds))
     table.add_row("memory", _seconds(plan.memory_seconds))
     table.add_row("links", _seconds(plan.link_seconds))
-    bounds = f"({_seconds(plan.least_seconds)} if all overlaps, {_seconds(plan.most_seconds)} if nothing)"
+    least, most = _seconds(plan.least_seconds), _seconds(plan.most_seconds)
+    bounds = f"({least} if all overlaps, {most} if nothing)"
     table.add_row("one run", f"{_seconds(plan.seconds)} {bounds}")
     per_chip = plan.tokens_per_second / plan.topology.chips
     table.add_row("tokens/s", f"{plan.tokens_per_second:,.0f} ({per_chip:,.1f} per chip)")

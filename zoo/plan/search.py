@@ -1,4 +1,4 @@
-"""The best meshes and batches for a model on a slice: arithmetic over many, the compiler for few."""
+"""The best meshes and batches for a model on a slice: arithmetic on many, the compiler on few."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ def search(
         )
     plans.sort(key=_rank)
     best = [
-        make_plan(cfg, plan.work, topology, spec(plan.mesh), rules)
-        for plan in plans[:compile_best]
+        make_plan(cfg, plan.work, topology, spec(plan.mesh), rules) for plan in plans[:compile_best]
     ]
     return sorted(best, key=_rank) + plans[compile_best:]
 

@@ -48,7 +48,7 @@ def cross_entropy(hidden: jax.Array, head: Head, targets: jax.Array) -> jax.Arra
     w, bias, scale, softcap = head
     loss = functools.partial(_cross_entropy, scale, softcap)
     count, vocab = len(targets), w.shape[-1]
-    parts = -(-count * vocab // MOST_LOGITS)
+    parts = -(-count * vocab // most_logits(jax.sharding.get_abstract_mesh().size))
     if parts <= 1:
         return loss(hidden, w, bias, targets)
     parts = next(n for n in range(parts, count + 1) if count % n == 0)
@@ -57,6 +57,15 @@ def cross_entropy(hidden: jax.Array, head: Head, targets: jax.Array) -> jax.Arra
     targets = targets.reshape(-1, parts).T
     part = jax.checkpoint(loss)
     return jax.lax.map(lambda p: part(p[0], w, bias, p[1]), (hidden, targets)).T.reshape(-1)
+
+
+def most_logits(devices: int) -> int:
+    """`MOST_LOGITS` on a mesh of so many devices: each holds a quarter of what one alone would.
+
+    Every part gathers a head that is cut over devices, and sums its gradient over them, so that
+    there are to be as few parts as memory allows.
+    """
+    return MOST_LOGITS * max(1, devices // 4)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -49,7 +49,9 @@ def plot_expert_load(
     table = np.full((len(load), widest), np.nan)
     for i, row in enumerate(load.values()):
         table[i, : len(row)] = row
-    figure, axes = figure_of(max(5.0, 2.5 + 0.3 * min(widest, 40)), max(2.6, 1.6 + 0.35 * len(load)))
+    figure, axes = figure_of(
+        max(5.0, 2.5 + 0.3 * min(widest, 40)), max(2.6, 1.6 + 0.35 * len(load))
+    )
     image = axes.imshow(
         table, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2, interpolation="nearest"
     )

@@ -1,0 +1,109 @@
+"""Counts of compiled programs against hand computations, XLA's own, and what the mesh must move."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import zoo
+from zoo.plan import hlo
+
+M, K, N = 24, 40, 56
+PRODUCT = 2 * M * K * N
+
+
+def compiled(function, *shapes):
+    arguments = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+    return jax.jit(function).lower(*arguments).compile()
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    def looped(x, ws):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0]
+
+    program = compiled(looped, (M, K), (7, K, K))
+    assert hlo.count(program.as_text()).flops == 7 * 2 * M * K * K
+    assert program.cost_analysis()["flops"] < 2 * 2 * M * K * K, "XLA counts it right by now"
+
+
+def test_products_are_what_xla_counts_without_loops():
+    program = compiled(lambda a, b, c: jnp.einsum("bmk,bkn->bmn", a, b) @ c,
+                       (3, M, K), (3, K, N), (N, K))  # fmt: skip
+    found = hlo.count(program.as_text()).flops
+    assert found == 3 * (PRODUCT + 2 * M * N * K)
+    assert program.cost_analysis()["flops"] == pytest.approx(found, rel=0.01)
+
+
+def test_collectives_have_kinds_axes_and_bytes():
+    """x[M, K/4] @ w[K/4, N] on fsdp leaves sums to reduce, and data replicates."""
+    mesh = zoo.make_mesh("data=2,fsdp=4")
+
+    def place(*spec):
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    x = jax.ShapeDtypeStruct((M, K), jnp.float32, sharding=place(None, "fsdp"))
+    w = jax.ShapeDtypeStruct((K, N), jnp.float32, sharding=place("fsdp", "data"))
+    out = place(None, None)
+    program = jax.jit(lambda x, w: x @ w, out_shardings=out).lower(x, w).compile()
+    found = hlo.count(program.as_text(), list(mesh.shape.items()))
+    assert found.flops == PRODUCT / 8
+    by_kind = {one.kind: one for one in found.collectives}
+    assert by_kind["all-reduce"].axes == ("fsdp",)
+    assert by_kind["all-reduce"].bytes == 4 * M * N / 2
+    assert by_kind["all-reduce"].sent == 2 * 4 * M * N / 2 * 3 / 4
+    assert by_kind["all-gather"].axes == ("data",)
+    assert by_kind["all-gather"].bytes == 4 * M * N
+
+
+TPU = """HloModule jit_step, is_scheduled=true
+
+%fused.1 (param_0: bf16[64,8]) -> bf16[128,8] {
+  %param_0 = bf16[64,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.1 = bf16[128,8]{1,0:T(8,128)(2,1)} all-gather(%param_0), channel_id=7, \
+replica_groups=mesh['axis_0'=2,'axis_1'=2], device_ids=([2,2]T(1,0)) {'axis_0'}, dimensions={0}
+}
+
+%again.1 (param_0.1: bf16[64,8]) -> bf16[128,8] {
+  %param_0.1 = bf16[64,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.2 = bf16[128,8]{1,0:T(8,128)(2,1)} all-gather(%param_0.1), channel_id=7, \
+replica_groups=mesh['axis_0'=2,'axis_1'=2], device_ids=([2,2]T(1,0)) {'axis_0'}, dimensions={0}
+}
+
+%condition (loop: (s32[], bf16[64,8])) -> pred[] {
+  %loop = (s32[], bf16[64,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%loop), index=0
+  %bound = s32[] constant(5)
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}
+
+%body (loop.1: (s32[], bf16[64,8])) -> (s32[], bf16[64,8]) {
+  %loop.1 = (s32[], bf16[64,8]{1,0}) parameter(0)
+  %x = bf16[64,8]{1,0} get-tuple-element(%loop.1), index=1
+  %start = bf16[128,8]{1,0} fusion(%x), kind=kCustom, calls=%fused.1
+  %done = bf16[128,8]{1,0} fusion(%x), kind=kCustom, calls=%again.1
+  %splash_mha_fwd.3 = bf16[4,16,64,128]{3,2,1,0:T(8,128)(2,1)} custom-call(%x), \
+custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="jit(step)/while/body/attn/splash_mha_fwd"}
+  %q = bf16[4,64,16,128]{3,2,1,0} convolution(%left, %right), window={size=1x16 pad=0_0x15_15 \
+rhs_reversal=0x1}, dim_labels=0bf1_i1o0->0b1f
+  %left = bf16[4,64,8,1]{3,2,1,0} bitcast(%start)
+  %right = bf16[8,16,128,1]{3,2,1,0} bitcast(%done)
+  ROOT %out = (s32[], bf16[64,8]{1,0}) tuple(%x, %x)
+}
+
+ENTRY %main (p: (s32[], bf16[64,8])) -> (s32[], bf16[64,8]) {
+  %p = (s32[], bf16[64,8]{1,0}) parameter(0)
+  ROOT %while.1 = (s32[], bf16[64,8]{1,0}) while(%p), condition=%condition, body=%body
+}
+"""
+
+
+def test_text_of_a_tpu():
+    """Loops without known trips, one collective in two fusions, kernels, products of heads."""
+    found = hlo.count(TPU, [("data", 2), ("fsdp", 2)])
+    assert found.kernels == {"splash_mha_fwd": 5}
+    assert found.flops == 5 * 2 * 4 * 64 * 8 * 16 * 128
+    (gather,) = found.collectives
+    assert (gather.kind, gather.axes, gather.size) == ("all-gather", ("fsdp",), 2)
+    assert (gather.calls, gather.bytes) == (5, 5 * 128 * 8 * 2)
