@@ -141,9 +141,8 @@ def against(name: str, ours: Callable[[], Served], theirs: Callable[[], Served],
     seconds = harness.alternate(variants, rounds, warmup=0)
     made = sum(map(len, ours()[0]))
     facts = {"tokens": made, "tokens_per_s": round(made / float(np.median(seconds["zoo"])), 1)}
-    for key, label in (("zoo", "zoo"), (name, "theirs")):
-        middle, late = np.percentile(np.concatenate(firsts[key]), (50, 95))
-        facts |= {f"{label}_first_p50_s": round(middle, 3), f"{label}_first_p95_s": round(late, 3)}
+    for key, label in (("zoo", "first_p50_p95_s"), (name, "their_first_p50_p95_s")):
+        facts[label] = np.percentile(np.concatenate(firsts[key]), (50, 95)).round(3).tolist()
     return harness.compare(name, seconds, **facts)
 
 

@@ -84,6 +84,22 @@ def test_spare_slots_let_tokens_be_taken_back(made, want):
     close(out.logits, want[:, 12:15])
 
 
+def test_a_float8_cache_costs_a_quarter_and_little_accuracy(made, want):
+    """Three bits behind the point round keys and values by at most 1/16; logits by less, in the
+    root mean square."""
+    model, params, tokens = made
+    dtype = jnp.float8_e4m3fn
+    assert 4 * cache.row_bytes(CFG, 40, dtype) == cache.row_bytes(CFG, 40, jnp.float32)
+    state = cache.init(CFG, 2, 40, dtype, room=40)
+    got = []
+    for start, stop in ((0, 12), (12, 23), (23, 24)):
+        out = run(model)(params, tokens[:, start:stop], cache=state)
+        state, _ = out.cache, got.append(out.logits)
+    error = jnp.linalg.norm(jnp.concatenate(got, axis=1) - want) / jnp.linalg.norm(want)
+    assert 1e-4 < error < 1 / 16
+    assert cache.stored(jnp.array([1e4, -1e4]), dtype).tolist() == [448.0, -448.0]
+
+
 def test_positions_are_those_of_the_newest_tokens():
     got = window.positions(4, jnp.array([0, 2, 4, 7]))
     assert got.tolist() == [[-4, -3, -2, -1], [0, 1, -2, -1], [0, 1, 2, 3], [4, 5, 6, 3]]

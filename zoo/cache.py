@@ -177,7 +177,7 @@ def write(buffer: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:
     A chunk as long as the buffer starts at slot 0. Every row and head is written by itself: XLA
     updates the buffer in place then, where one slice across heads would copy it on CPU.
     """
-    new = new.astype(buffer.dtype)
+    new = stored(new, buffer.dtype)
     if buffer.shape == new.shape:
         return new
 
@@ -187,6 +187,14 @@ def write(buffer: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:
     for _ in range(buffer.ndim - 3):
         place = jax.vmap(place, in_axes=(0, 0, None))
     return jax.vmap(place)(buffer, new, offset)
+
+
+def stored(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x in a cache's type. What exceeds a float8 becomes its largest, instead of no number."""
+    if jnp.finfo(dtype).bits == 8:
+        largest = jnp.finfo(dtype).max.astype(jnp.float32)
+        x = jnp.clip(x.astype(jnp.float32), -largest, largest)
+    return x.astype(dtype)
 
 
 def advanced(

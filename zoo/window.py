@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo import kernels
-from zoo.cache import KV, Ring, write
+from zoo.cache import KV, Ring, stored, write
 
 
 def advance(ring: Ring, new: KV, offset: jax.Array, count: jax.Array) -> Ring:
@@ -33,7 +33,7 @@ def advance(ring: Ring, new: KV, offset: jax.Array, count: jax.Array) -> Ring:
     index = jnp.clip(at, 0, length - 1)[:, None, :, None]
 
     def place(buffer: jax.Array, new: jax.Array) -> jax.Array:
-        taken = jnp.take_along_axis(new, index, axis=2).astype(buffer.dtype)
+        taken = stored(jnp.take_along_axis(new, index, axis=2), buffer.dtype)
         return jnp.where((at >= 0)[:, None, :, None], taken, buffer)
 
     return Ring(*map(place, ring, new))

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,7 +21,7 @@ from zoo import sharding
 from zoo.decoder import Decoder
 from zoo.inference import programs, unstack
 from zoo.inference.prefixes import BLOCK
-from zoo.inference.programs import Feed, Piece, Scores
+from zoo.inference.programs import Feed, Form, Piece, Scores
 from zoo.inference.requests import Request
 from zoo.inference.sampling import Options
 from zoo.sharding import Rules
@@ -47,6 +48,7 @@ class Batch:
         slots: int,
         length: int,
         chunk: int,
+        cache_dtype: jnp.dtype | None = None,
         mesh: Mesh | None = None,
         rules: str | Rules | None = None,
     ):
@@ -57,6 +59,7 @@ class Batch:
         self._rules = {**sharding.find_rules(rules), "batch": None}
         self._vocab = model.cfg.vocab_size
         self.room = -(-length // SMALLEST) * SMALLEST + SMALLEST
+        self._form = Form(self.room, jnp.dtype(model.dtype if cache_dtype is None else cache_dtype))
         self.sizes = _powers(SMALLEST, min(chunk, self.room - SMALLEST))
         self.reset()
 
@@ -64,7 +67,7 @@ class Batch:
         """Empties every row."""
         shape = (self._slots, self._vocab)
         self._options, self.masks = _neutral(*shape), np.ones(shape, bool)
-        sizes = self._slots, self.room
+        sizes = self._slots, self._form
         empty = programs.empty(self._model, self._params, *sizes, self._mesh, self._rules)
         self._cache, self._words, self._no_masks = empty
 
@@ -125,7 +128,7 @@ class Batch:
         if known:
             found = programs.extend(self._model, self._params, self._cache, piece)
         else:
-            found = programs.begin(self._model, self.room, self._params, self._cache, piece)
+            found = programs.begin(self._model, self._form, self._params, self._cache, piece)
         self._cache, hidden, logits = found
         return hidden, logits
 

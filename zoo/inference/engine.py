@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -71,19 +72,21 @@ class Engine:
         length: int | None = None,
         chunk: int = 256,
         prefix_bytes: int = 0,
+        cache_dtype: jnp.dtype | None = None,
         mesh: Mesh | None = None,
         rules: str | Rules | None = None,
     ):
         """Makes the cache; compiles nothing.
 
         Args:
-            model: the decoder; its dtype is that of the computation and of the cache.
+            model: the decoder; its dtype is that of the computation.
             params: of `model.init` or `zoo.load`.
             slots: requests that are served at a time.
             length: tokens of a prompt and its continuation at most; None is the model's
                 `max_length`, or 4096 if that is more.
             chunk: tokens of prompts that are read between two steps: a power of two.
             prefix_bytes: of memory for what prompts begin with, so that it is read once.
+            cache_dtype: what the cache keeps, float8_e4m3fn for instance; None is the model's.
             mesh: of `params`, if they are on several devices. Rows are not shared out: an axis that
                 only batches use has to be 1, since an engine per part of the devices does more.
             rules: of `zoo.sharding` for it.
@@ -101,7 +104,7 @@ class Engine:
             raise ValueError(f"chunk={chunk} must be a power of two, at least {SMALLEST}")
         self._vocab, self._length = model.cfg.vocab_size, length
         self._borders = rope.borders(model.cfg.ropes)
-        self._batch = Batch(model, params, slots, length, chunk, mesh, rules)
+        self._batch = Batch(model, params, slots, length, chunk, cache_dtype, mesh, rules)
         self._stateful, self._prefixes = self._batch.stateful, None
         if prefix_bytes:
             self._prefixes = Prefixes(prefix_bytes, self._stateful)

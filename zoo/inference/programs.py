@@ -29,6 +29,13 @@ SCORED = 32
 """Tokens of a prompt whose logits are held at a time."""
 
 
+class Form(NamedTuple):
+    """Of a cache: tokens that a row has `room` for, and the type that it keeps them in."""
+
+    room: int
+    dtype: jnp.dtype
+
+
 class Piece(NamedTuple):
     """A part of a prompt on its way into a row.
 
@@ -69,14 +76,14 @@ class Scores(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def begin(
-    model: Decoder, room: int, params: dict, cache: Cache, piece: Piece
+    model: Decoder, form: Form, params: dict, cache: Cache, piece: Piece
 ) -> tuple[Cache, jax.Array, jax.Array]:
-    """Reads the beginning of a prompt, which attends to itself alone, into a row of `room` tokens.
+    """Reads the beginning of a prompt, which attends to itself alone, into a row.
 
     Returns:
         The cache, the hidden states [1, T, D] and the logits behind the last token, f32[1, V].
     """
-    empty = unstack.init_cache(model, 1, piece.tokens.shape[1], room)
+    empty = unstack.init_cache(model, 1, piece.tokens.shape[1], form.room, dtype=form.dtype)
     one, hidden, logits = _read(model, params, empty, piece)
     return _settled(caches.insert(cache, piece.row, one)), hidden, logits
 
@@ -199,15 +206,16 @@ def _scored(logits: jax.Array, token: jax.Array) -> Scores:
 
 
 def empty(
-    model: Decoder, params: dict, slots: int, length: int, mesh: Mesh | None, rules: Rules
+    model: Decoder, params: dict, slots: int, form: Form, mesh: Mesh | None, rules: Rules
 ) -> tuple[Cache, Words, jax.Array]:
-    """A cache of `slots` rows of `length` tokens, their words, and masks that allow everything.
+    """A cache of `slots` rows, their words, and masks that allow everything.
 
     They live with the parameters: on a mesh, heads where those of keys and values are.
     """
     shape = (slots, model.cfg.vocab_size)
     words = Words(jnp.zeros(shape), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
-    cache, masks = unstack.init_cache(model, slots, length, length), jnp.ones(shape, bool)
+    cache = unstack.init_cache(model, slots, form.room, form.room, dtype=form.dtype)
+    masks = jnp.ones(shape, bool)
     if mesh is not None:
         whole = NamedSharding(mesh, PartitionSpec())
         cache = jax.device_put(cache, cache_shardings(cache, mesh, rules))

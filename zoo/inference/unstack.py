@@ -7,6 +7,7 @@ so unstacking costs none; elsewhere parameters stay stacked, since a slice there
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zoo import cache as caches
@@ -33,10 +34,16 @@ def unstack(cfg: Config, params: dict) -> dict:
 
 
 def init_cache(
-    model: Decoder, batch: int, length: int, room: int | None = None, spare: int = 0
+    model: Decoder,
+    batch: int,
+    length: int,
+    room: int | None = None,
+    spare: int = 0,
+    dtype: jnp.dtype | None = None,
 ) -> caches.Cache:
-    """An empty cache as of `zoo.cache.init`, in the layout that `model` reads."""
-    empty = caches.init(model.cfg, batch, length, model.dtype, room, spare)
+    """An empty cache as of `zoo.cache.init`, in the layout that `model` reads, and in its type."""
+    dtype = model.dtype if dtype is None else dtype
+    empty = caches.init(model.cfg, batch, length, dtype, room, spare)
     if not model.unstacked:
         return empty
     stacks = {
