@@ -49,7 +49,7 @@ CASES = {
     ),
     "qwen3_5_moe": (
         "Qwen3_5MoeText",
-        {**HYBRID, **SHARED, "num_experts": 6, "rms_norm_eps": 1e-4},
+        {**HYBRID, **SHARED, "num_experts": 5, "rms_norm_eps": 1e-4},
     ),
     "qwen3_5_whole": (
         "Qwen3_5",
