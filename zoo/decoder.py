@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo import pipeline, rope, stacks, zigzag
+from zoo.axes import unboxed
 from zoo.cache import Cache, advanced, slots
 from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, Stack
 from zoo.delta import GatedDeltaNet
@@ -221,7 +222,7 @@ class Decoder(nn.Module):
     @nn.nowrap
     def init(self, rngs, tokens: jax.Array, *args, **kwargs) -> dict:
         """Parameters {"params": ...} as plain arrays; `boxed_init` keeps their logical axes."""
-        return nn.meta.unbox(self.boxed_init(rngs, tokens, *args, **kwargs))
+        return unboxed(self.boxed_init(rngs, tokens, *args, **kwargs))
 
     @nn.nowrap
     def init_with_output(

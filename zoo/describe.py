@@ -9,12 +9,12 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from rich.tree import Tree
 
 from zoo import cache
+from zoo.axes import unboxed
 from zoo.config import Config, MoE
 from zoo.decoder import Decoder
 
@@ -37,7 +37,7 @@ def shapes(cfg: Config, param_dtype: jnp.dtype = jnp.float32) -> dict:
     """`Decoder(cfg).init` as `jax.ShapeDtypeStruct`s."""
     model = Decoder(cfg, param_dtype=param_dtype)
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return nn.meta.unbox(jax.eval_shape(model.boxed_init, jax.random.key(0), tokens))
+    return unboxed(jax.eval_shape(model.boxed_init, jax.random.key(0), tokens))
 
 
 def size(cfg: Config) -> Size:

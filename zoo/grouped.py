@@ -73,10 +73,15 @@ def expert_mlp(
 
     rows = dispatch(x, order)
     if weigh_input:
-        scales = _take(weights.reshape(-1), order.rows)[:, None]
-        rows, weights = (rows * scales).astype(rows.dtype), jnp.ones_like(weights)
+        rows, weights = weigh(rows, weights, order)
     hidden = gated(product(rows, gate, gate_bias), product(rows, up, up_bias), act)
     return combine(product(hidden, down, down_bias), weights, order)
+
+
+def weigh(rows: jax.Array, weights: jax.Array, order: Order) -> tuple[jax.Array, jax.Array]:
+    """Sorted rows times their weights, and the weights that are left for `combine`: ones."""
+    scales = _take(weights.reshape(-1), order.rows)[:, None]
+    return (rows * scales).astype(rows.dtype), jnp.ones_like(weights)
 
 
 def sort_by_expert(experts: jax.Array, num_experts: int) -> Order:

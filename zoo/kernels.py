@@ -13,10 +13,10 @@ import chex
 import jax
 from jax import lax
 
-from zoo import attention, attention_tpu, grouped_cpu, grouped_gpu, grouped_tpu, ring
+from zoo import attention, attention_tpu, exchange, grouped_cpu, grouped_gpu, grouped_tpu, ring
 from zoo.attention import Sight, causal_backward, causal_forward
 
-__all__ = ["attend", "grouped_matmul"]
+__all__ = ["attend", "bring_back", "grouped_matmul", "send"]
 
 
 def attend(
@@ -122,3 +122,47 @@ def _by_platform(name: str):
 
 
 _gmm, _gmm_transposed, _tgmm = map(_by_platform, ("gmm", "gmm_transposed", "tgmm"))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def send(rows: jax.Array, trip: exchange.Trip, group: exchange.Group) -> jax.Array:
+    """Within `shard_map`: rows to the devices that they are for, dtype[M, D] -> dtype[P * S, D]."""
+    return _exchanged("send", rows, trip, group=group)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def bring_back(
+    blocks: jax.Array, trip: exchange.Trip, group: exchange.Group, count: int
+) -> jax.Array:
+    """Within `shard_map`: what `send` sent, home again, dtype[P * S, D] -> dtype[M = count, D]."""
+    return _exchanged("return", blocks, trip, group=group, count=count)
+
+
+def _send_forward(rows, trip, group):
+    return send(rows, trip, group), (trip, len(rows))
+
+
+def _send_backward(group, saved, grad):
+    trip, count = saved
+    return bring_back(grad, trip, group, count), None
+
+
+def _bring_back_forward(blocks, trip, group, count):
+    return bring_back(blocks, trip, group, count), trip
+
+
+def _bring_back_backward(group, count, trip, grad):
+    return send(grad, trip, group), None
+
+
+send.defvjp(_send_forward, _send_backward)
+bring_back.defvjp(_bring_back_forward, _bring_back_backward)
+
+
+def _exchanged(name: str, rows: jax.Array, trip: exchange.Trip, **how) -> jax.Array:
+    """Ragged where the platform can, padded elsewhere."""
+    ragged, padded = (
+        functools.partial(getattr(exchange, f"{name}_{kind}"), **how)
+        for kind in ("ragged", "padded")
+    )
+    return lax.platform_dependent(rows, trip, cuda=ragged, tpu=ragged, default=padded)

@@ -15,13 +15,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo import grouped
+from zoo import expert_parallel
 from zoo.config import MoE
 from zoo.layers import GatedMLP, Linear
 
 
 class Routing(NamedTuple):
-    """`experts` i32[T, C], their `weights` f32[T, C], and `prob` f32[T, E], 1 in all per token."""
+    """`experts` i32[T, C], their `weights` f32[T, C], and `prob` f32[T, E], 1 in all per token.
+
+    Of more axes of tokens where there are more.
+    """
 
     experts: jax.Array
     weights: jax.Array
@@ -98,11 +101,12 @@ def _sparsemixer(logits: jax.Array, jitter: float) -> Routing:
 
 
 def stats(routing: Routing, real: jax.Array | None = None) -> MoEStats:
-    """Sums a routing over its tokens; `real` bool[T] leaves padding out."""
-    tokens, experts = routing.prob.shape
-    real = jnp.ones((tokens,), jnp.float32) if real is None else real.astype(jnp.float32)
+    """Sums a routing over its tokens [...]; `real` bool[...] leaves padding out."""
+    *tokens, experts = routing.prob.shape
+    real = jnp.ones(tokens, jnp.float32) if real is None else real.astype(jnp.float32)
     chosen = jax.nn.one_hot(routing.experts, experts, dtype=jnp.float32).sum(-2)
-    return MoEStats(real @ chosen, real @ routing.prob, real.sum())
+    load, prob = (jnp.tensordot(real, part, len(tokens)) for part in (chosen, routing.prob))
+    return MoEStats(load, prob, real.sum())
 
 
 class MixtureOfExperts(nn.Module):
@@ -134,20 +138,20 @@ class MixtureOfExperts(nn.Module):
 
     def __call__(self, x: jax.Array, real: jax.Array | None = None) -> tuple[jax.Array, MoEStats]:
         """`real` bool[...] marks tokens that are not padding; padding reaches no routed expert."""
-        spec, rows = self.spec, x.reshape(-1, self.dim)
-        real = None if real is None else real.reshape(-1)
-        routing = route(self.router(rows), spec, self.bias() if spec.select_bias else None)
+        spec, bias = self.spec, self.bias() if self.spec.select_bias else None
+        choose = lambda logits, bias: route(logits, spec, bias)  # noqa: E731
+        routing = expert_parallel.by_token(choose, self.router(x), bias)
         experts = routing.experts
         if real is not None:
-            experts = jnp.where(real[:, None], experts, spec.experts)
+            experts = jnp.where(real[..., None], experts, spec.experts)
         weights = routing.weights if spec.fp32_weights else routing.weights.astype(self.dtype)
         parts = self.gate, self.up, self.down
         biases = tuple(part.b.astype(self.dtype) for part in parts) if spec.bias else None
-        y = grouped.expert_mlp(
-            rows.astype(self.dtype), experts, weights,
+        y = expert_parallel.expert_mlp(
+            x.astype(self.dtype), experts, weights,
             *(part.w.astype(self.dtype) for part in parts),
             act=spec.act, biases=biases, weigh_input=spec.weigh_input,
-        ).reshape(x.shape)  # fmt: skip
+        )  # fmt: skip
         if spec.shared is not None:
             y = y + self._shared(x)
         return y, stats(routing, real)

@@ -5,8 +5,7 @@ Parameters, caches and activations carry logical axis names (`embed`, `heads`, `
 `NamedSharding` per parameter, and within `use` models lay out their activations by it. Mesh axes:
 data fsdp expert tensor context stage.
 
-A table is read in order: where two of its names meet in one array and share a mesh axis, the
-earlier one has it.
+Tables are read as `zoo.axes` says.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,14 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from zoo.axes import Axes, Rules, as_tuple, partition_spec, unboxed
 from zoo.cache import Cache, logical_axes_of
 from zoo.config import Config
 from zoo.decoder import Decoder
 
 AXES = ("data", "fsdp", "expert", "tensor", "context", "stage")
-
-Axes = str | tuple[str, ...] | None
-Rules = Mapping[str, Axes]
 
 LOGICAL_AXES = (
     "vocab", "embed", "heads", "kv_heads", "groups", "head_dim", "mlp", "experts", "rank", "layers",
@@ -153,7 +150,7 @@ def use(mesh: Mesh, rules: str | Rules | None = None) -> Iterator[None]:
     """
     rules = find_rules(rules)
     _check_mesh_axes(rules, mesh)
-    named = {axis for axes in rules.values() for axis in _as_tuple(axes)}
+    named = {axis for axes in rules.values() for axis in as_tuple(axes)}
     if idle := [f"{a}={n}" for a, n in mesh.shape.items() if n > 1 and a not in named]:
         raise ValueError(
             f"mesh axis {', '.join(idle)} is in no rule, so that its devices would all do the same "
@@ -192,23 +189,12 @@ def shardings(cfg: Config, mesh: Mesh | AbstractMesh, rules: str | Rules | None 
         return NamedSharding(mesh, spec)
 
     is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
-    shapes = nn.meta.unbox(_boxed_shapes(cfg))
+    shapes = unboxed(_boxed_shapes(cfg))
     placed = jax.tree_util.tree_map_with_path(place, logical_axes(cfg), shapes, is_leaf=is_spec)
     if uneven:
         lines = (_uneven(mesh, *what, where) for what, where in uneven.items())
         raise ValueError("rules do not fit the mesh:\n" + "\n".join(lines))
     return placed
-
-
-def partition_spec(logical: Sequence[str | None], rules: Rules) -> PartitionSpec:
-    """Mesh axes of an array from its logical ones, by the first rule that asks for each."""
-    found: dict[str, Axes] = {}
-    taken: set[str] = set()
-    for name, axes in rules.items():
-        if name in logical and not taken & set(_as_tuple(axes)):
-            found[name] = axes
-            taken.update(_as_tuple(axes))
-    return PartitionSpec(*(found.get(name) for name in logical))
 
 
 def shardings_like(tree: Any, params: dict, placed: dict) -> Any:
@@ -286,7 +272,7 @@ def _boxed_shapes(cfg: Config) -> dict:
 
 def _check_mesh_axes(rules: Rules, mesh: Mesh | AbstractMesh) -> None:
     for name, axes in rules.items():
-        for axis in _as_tuple(axes):
+        for axis in as_tuple(axes):
             if axis not in mesh.shape:
                 raise ValueError(
                     f"rules: {name!r} maps to {axis!r}, which the mesh lacks: it has "
@@ -306,15 +292,11 @@ def _uneven(mesh: Mesh | AbstractMesh, name: str, size: int, axes: Axes, where: 
 
 def _sizes(mesh: Mesh | AbstractMesh, axes: Axes) -> str:
     """('data', 'fsdp') -> "data=2 x fsdp=4"."""
-    return " x ".join(f"{axis}={mesh.shape[axis]}" for axis in _as_tuple(axes))
+    return " x ".join(f"{axis}={mesh.shape[axis]}" for axis in as_tuple(axes))
 
 
 def _parts(mesh: Mesh | AbstractMesh, axes: Axes) -> int:
-    return math.prod(mesh.shape[axis] for axis in _as_tuple(axes))
-
-
-def _as_tuple(axes: Axes) -> tuple[str, ...]:
-    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+    return math.prod(mesh.shape[axis] for axis in as_tuple(axes))
 
 
 def _keys(path: tuple) -> tuple[str, ...]:

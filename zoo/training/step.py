@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
+from zoo import sharding
 from zoo.config import Config
 from zoo.decoder import Decoder
 from zoo.training.losses import IGNORED, Head, cross_entropy, load_balance
@@ -41,14 +44,44 @@ def create_state(
     optimizer: optax.GradientTransformation,
     seed: int,
     params: dict | None = None,
+    placed: TrainState | None = None,
 ) -> TrainState:
-    """The state before the first step, with random parameters unless `params` are given."""
+    """The state before the first step, with random parameters unless `params` are given.
+
+    With `placed`, the shardings of `state_shardings`, every array is made in its parts.
+    """
     init, rng = jax.random.split(jax.random.key(seed))
+    tokens, step = jnp.zeros((1, 2), jnp.int32), jnp.zeros((), jnp.int32)
+
+    def compiled(make: Callable, where: Callable) -> Callable:
+        return jax.jit(make, **({} if placed is None else {"out_shardings": where(placed)}))
+
     if params is None:
-        params = model.init(init, jnp.zeros((1, 2), jnp.int32))
+        params = compiled(lambda key: model.init(key, tokens), lambda s: s.params)(init)
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
-    opt_state = jax.jit(optimizer.init)(params["params"])
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, rng)
+    if placed is not None:
+        params = jax.device_put(params, placed.params)
+        step, rng = jax.device_put((step, rng), (placed.step, placed.rng))
+    opt_state = compiled(optimizer.init, lambda s: s.opt_state)(params["params"])
+    return TrainState(step, params, opt_state, rng)
+
+
+def state_shardings(
+    model: Decoder,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    rules: str | sharding.Rules | None = None,
+) -> TrainState:
+    """A `NamedSharding` for every array of a state: moments lie as their parameters.
+
+    Raises:
+        ValueError: as `zoo.sharding.shardings`.
+    """
+    placed = sharding.shardings(model.cfg, mesh, rules)
+    shapes = jax.eval_shape(lambda: create_state(model, optimizer, 0))
+    whole = NamedSharding(mesh, PartitionSpec())
+    moments = sharding.shardings_like(shapes.opt_state, shapes.params["params"], placed["params"])
+    return TrainState(whole, placed, moments, whole)
 
 
 def make_step(
@@ -57,6 +90,7 @@ def make_step(
     balance: Balance,
     accumulate: int = 1,
     mtp_loss: float = 0.0,
+    placed: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compiles (state, batch) -> (state, metrics); the state that goes in is donated.
 
@@ -64,7 +98,7 @@ def make_step(
     up to the gradient of the mean over all targets of the batch, however these are spread.
 
     `mtp_loss` weighs the mean loss of the model's layers of multi-token prediction
-    (arXiv:2412.19437 equation 25).
+    (arXiv:2412.19437 equation 25). `placed`, of `state_shardings`, is where the state stays.
 
     Metrics, all f32[]: "loss" in nats per target, "grad_norm" before clipping, "tokens" without
     padding; "aux_loss", the mean over microbatches, and "mtp_loss" where they are used; and with
@@ -91,7 +125,7 @@ def make_step(
         grad = jax.grad(loss_fn, has_aux=True)
         if accumulate == 1:
             return grad(params, batch, targets)
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        parts = jax.tree.map(_split(accumulate), batch)
         first = jax.tree.map(lambda x: x[0], parts)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, first, targets)
@@ -116,7 +150,18 @@ def make_step(
             metrics["imbalance"] = imbalance(stats)
         return TrainState(state.step + 1, {"params": params}, opt_state, state.rng), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    stays = {} if placed is None else {"out_shardings": (placed, None)}
+    return jax.jit(step, donate_argnums=0, **stays)
+
+
+def _split(parts: int) -> Callable[[jax.Array], jax.Array]:
+    """i32[B, T] -> i32[parts, B / parts, T], every part over all devices."""
+
+    def split(x: jax.Array) -> jax.Array:
+        x = x.reshape(parts, -1, *x.shape[1:])
+        return nn.with_logical_constraint(x, (None, "batch", "length"))
+
+    return split
 
 
 def token_losses(model: Decoder, params: dict, batch: Batch):

@@ -1,0 +1,133 @@
+"""Experts over devices: all tokens arrive, equal to one device, and nothing but tokens travels."""
+
+import functools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import zoo
+from zoo import expert_parallel, sharding
+from zoo.axes import partition_spec, unboxed
+from zoo.config import MoE
+from zoo.moe import MixtureOfExperts
+
+EVERYTHING = MoE(16, 3, 32, bias=True, router_bias=True, weigh_input=True)
+
+
+def mixture(spec: MoE, rows: int, skew: float = 0.0):
+    """A loss that every output moves, parameters and tokens, and logical axes of both.
+
+    Tokens are f32[rows, 6, 48]; `skew` pushes them to the first experts.
+    """
+    module, rng = MixtureOfExperts(spec, 48), np.random.default_rng(1)
+    x = rng.normal(size=(rows, 6, 48)).astype(np.float32)
+    weights = rng.normal(size=x.shape).astype(np.float32)
+    boxed = jax.eval_shape(module.init, jax.random.key(0), x)
+    random = lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32)  # noqa: E731
+    params = jax.tree.map(random, unboxed(boxed))
+    params["params"]["router"]["b"] -= skew * np.arange(spec.experts, dtype=np.float32)
+
+    @jax.value_and_grad
+    def loss(both):
+        y, stats = module.apply(both["params"], both["x"])
+        return (y * weights).sum() + stats.prob @ jnp.arange(spec.experts)
+
+    axes = {"params": nn.get_partition_spec(boxed), "x": PartitionSpec("batch", None, None)}
+    return loss, {"params": params, "x": x}, axes
+
+
+def placed_on(mesh, rules, axes):
+    rules = sharding.find_rules(rules)
+    named = lambda names: NamedSharding(mesh, partition_spec(names, rules))  # noqa: E731
+    return jax.tree.map(named, axes, is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def assert_close(got, want):
+    def compare(a, b):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(b).max(), 1e-3))
+
+    jax.tree.map(compare, *jax.device_get((got, want)))
+
+
+@functools.cache
+def alone():
+    loss, both, _ = mixture(EVERYTHING, 8)
+    return jax.jit(loss)(both)
+
+
+@pytest.mark.parametrize(
+    ("spec", "rules"),
+    [
+        ("data=2,fsdp=2,expert=2", None),
+        ("expert=4,tensor=2", None),
+        ("fsdp=8", None),
+        ("fsdp=4,tensor=2", {"batch": "fsdp", "experts": ("fsdp", "tensor")}),
+        ("fsdp=4,tensor=2", {"batch": "fsdp", "mlp": ("fsdp", "tensor")}),
+    ],
+)
+def test_gradients_equal_those_of_one_device(spec, rules):
+    loss, both, axes = mixture(EVERYTHING, 8)
+    mesh = zoo.make_mesh(spec)
+    lie = placed_on(mesh, rules, axes)
+    with sharding.use(mesh, rules):
+        got = jax.jit(loss, out_shardings=(None, lie))(jax.device_put(both, lie))
+    assert_close(got, alone())
+
+
+def test_waves_padding_and_a_crowded_expert_lose_no_token(monkeypatch):
+    """Three rows on eight devices, most tokens for one of them, in waves that have little room."""
+    loss, both, _ = mixture(EVERYTHING, rows=3, skew=2.0)
+    want = jax.jit(loss)(both)
+    monkeypatch.setattr(expert_parallel, "SLACK", 1)
+    waves = []
+    count = expert_parallel._waves
+    monkeypatch.setattr(
+        expert_parallel, "_waves", lambda *sizes: waves.append(count(*sizes)) or waves[-1]
+    )
+    with sharding.use(zoo.make_mesh("expert=8")):
+        got = jax.jit(loss)(both)
+    assert set(waves) == {6}
+    assert_close(got, want)
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """The gradient of eight experts on eight devices, of eight rows of six tokens."""
+    loss, both, axes = mixture(MoE(8, 2, 28, router_bias=True), rows=8)
+    mesh = zoo.make_mesh("expert=8")
+    lie = placed_on(mesh, "expert", axes)
+    with sharding.use(mesh, "expert"):
+        return jax.jit(loss, out_shardings=(None, lie)).trace(jax.device_put(both, lie))
+
+
+def test_only_tokens_travel_between_the_owners_of_experts(traced):
+    """From the compiled program: what is gathered is the router's, what is exchanged tokens'."""
+    lines = traced.lower().compile().as_text().splitlines()
+
+    def moved(kind: str) -> list[tuple[list[str], str]]:
+        """The arrays that each collective of a kind gives, and the rest of its line."""
+        found = (re.search(rf"= (.*?) {kind}(?:-start)?\((.*)", line) for line in lines)
+        return [(re.findall(r"\w+\[[\d,]*\]", m[1]), m[2]) for m in found if m]
+
+    assert {a for arrays, _ in moved("all-gather") for a in arrays} == {"f32[48,8]", "f32[8]"}
+    assert not moved("collective-permute")
+    assert not moved("reduce-scatter")
+    for arrays, rest in moved("all-reduce"):
+        apart = "replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}" in rest
+        assert apart or not {"f32[1,48,28]", "f32[1,28,48]"} & set(arrays)
+    # There and back, forward and backward: for each device the six tokens that it has at most.
+    exchanges = sorted(tuple(arrays) for arrays, _ in moved("all-to-all"))
+    assert exchanges == [("f32[6,48]",) * 8] * 4 + [("s32[1,2]",) * 8]
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_accelerators_send_only_the_rows_that_there_are(traced, platform):
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    shapes = re.findall(r"@ragged_all_to_all.* : \(tensor<(\w+)>, tensor<(\w+)>", text)
+    assert sorted(shapes) == [("12x48xf32", "48x48xf32")] * 2 + [("48x48xf32", "12x48xf32")] * 2
+    assert "all_gather" not in text

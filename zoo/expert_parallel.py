@@ -1,0 +1,263 @@
+"""Experts on a mesh: every device works for its own tokens' devices with its own experts.
+
+Axes: B batch, T positions, D embedding, F hidden of an expert, E experts, C chosen experts of a
+token; on one device n tokens, M = n * C choices, and P devices that share the experts.
+
+Within `zoo.sharding.use` the whole of it runs per device (`shard_map`), so that the loops of a
+grouped product stay local. Where a rule cuts `experts`, rows travel to the devices that own their
+experts and back by all-to-all (GShard, arXiv:2006.16668), and none is dropped: a device has room
+for all that could come. So that this room stays small, tokens go in waves where there are many
+devices, each wave's activations being made again in the backward pass. Weights that are also cut by
+another name (`fsdp`) are gathered over that axis alone, and hidden units that are cut (`tensor`)
+end with a sum.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+
+from zoo import grouped, kernels
+from zoo.axes import as_tuple, partition_spec
+from zoo.exchange import Group, Trip
+from zoo.layers import Gate
+
+SLACK = 4
+"""How many times the rows of evenly spread tokens a device has room for; fewer waves, or less."""
+
+INNER, OUTER = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
+WEIGHTS = (INNER, INNER, OUTER)
+BIASES = (("experts", "mlp"), ("experts", "mlp"), ("experts", "embed"))
+
+Arrays = tuple[jax.Array, ...]
+
+
+class Placement(NamedTuple):
+    """How a mesh is used.
+
+    Attributes:
+        batch: mesh axes that cut B, those of `owners` among them or in `length`.
+        length: mesh axes that cut T.
+        owners: mesh axes that cut E.
+        hidden: mesh axes that cut F, over devices that have the same tokens.
+        sizes: devices of every mesh axis.
+        weights: where each of gate, up and down lies.
+        biases: where each of theirs lies.
+    """
+
+    batch: tuple[str, ...]
+    length: tuple[str, ...]
+    owners: tuple[str, ...]
+    hidden: tuple[str, ...]
+    sizes: dict[str, int]
+    weights: tuple[PartitionSpec, ...]
+    biases: tuple[PartitionSpec, ...]
+
+    def devices(self, axes: tuple[str, ...]) -> int:
+        return math.prod(self.sizes[axis] for axis in axes)
+
+
+def expert_mlp(
+    x: jax.Array,
+    experts: jax.Array,
+    weights: jax.Array,
+    gate: jax.Array,
+    up: jax.Array,
+    down: jax.Array,
+    act: Gate = "silu",
+    biases: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+    weigh_input: bool = False,
+) -> jax.Array:
+    """`zoo.grouped.expert_mlp` of x[..., D], experts and weights [..., C], on the mesh if any."""
+    how = dict(act=act, weigh_input=weigh_input)
+    placed = placement()
+    if placed is None:
+        rows = (a.reshape(-1, a.shape[-1]) for a in (x, experts, weights))
+        return grouped.expert_mlp(*rows, gate, up, down, biases=biases, **how).reshape(x.shape)
+    held = ((x, 0), (experts, gate.shape[0]), (weights, 0))
+    return _per_device(
+        functools.partial(_local, placed, how), placed, held,
+        ((gate, up, down), placed.weights), (biases, None if biases is None else placed.biases),
+    )  # fmt: skip
+
+
+def by_token(function: Callable, x: jax.Array, *shared: jax.Array | None) -> Any:
+    """function(x[n, K], *shared), a tree of arrays by token, by every device for its own tokens.
+
+    XLA would have every device choose the experts of all tokens: it cuts no `top_k`.
+
+    Args:
+        function: of rows that do not depend on each other.
+        x: dtype[..., K], which becomes rows.
+        shared: what every row needs; small, since every device gets the whole of it.
+
+    Returns:
+        The tree, in the leading axes of x.
+    """
+    placed = placement()
+    if placed is None:
+        found = function(x.reshape(-1, x.shape[-1]), *shared)
+        return jax.tree.map(lambda a: a.reshape(*x.shape[:-1], -1), found)
+
+    def local(tokens: Arrays, *shared: jax.Array | None) -> Any:
+        (x,) = tokens
+        found = function(x.reshape(-1, x.shape[-1]), *shared)
+        return jax.tree.map(lambda a: a.reshape(*x.shape[:-1], -1), found)
+
+    return _per_device(local, placed, ((x, 0),), *((s, PartitionSpec()) for s in shared))
+
+
+def _per_device(function: Callable, placed: Placement, tokens, *others) -> Any:
+    """function(tokens, *others) on every device's own tokens, [B, T, ...] there and [...] here.
+
+    `tokens` are arrays with what fills the rows that a mesh needs more of; `others` are arrays with
+    where they lie.
+    """
+    spec = PartitionSpec(placed.batch or None, placed.length or None, None)
+    arrays, specs = zip(*others, strict=True) if others else ((), ())
+    mapped = jax.shard_map(
+        function,
+        in_specs=((spec,) * len(tokens), *specs),
+        out_specs=spec,
+        axis_names=frozenset(placed.sizes),
+        check_vma=False,
+    )
+    found = mapped(tuple(_divisible(_rows(a), placed, fill) for a, fill in tokens), *arrays)
+    lead = tokens[0][0].shape[:-1]
+    B, T, _ = _rows(tokens[0][0]).shape
+    return jax.tree.map(lambda a: a[:B, :T].reshape(*lead, -1), found)
+
+
+def placement() -> Placement | None:
+    """How the mesh and the rules of `zoo.sharding.use` place experts; None outside of it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    rules = dict(nn.get_logical_axis_rules())
+    if mesh.empty or mesh.size == 1 or not rules:
+        return None
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    sizes = {name: mesh.shape[name] for name, kind in kinds if kind != AxisType.Manual}
+    if not sizes:
+        return None
+    used = {name for name, size in sizes.items() if size > 1}
+    rules = {k: tuple(a for a in as_tuple(v) if a in used) for k, v in rules.items()}
+    batch, length = map(as_tuple, partition_spec(("batch", "length"), rules))
+    cut = tuple(partition_spec(names, rules) for names in WEIGHTS)
+    owners = as_tuple(cut[0][0])
+    batch += tuple(a for a in owners if a not in batch + length)
+    hidden = tuple(a for a in as_tuple(cut[0][2]) if a not in batch + length)
+    biases = tuple(partition_spec(names, rules) for names in BIASES)
+    return Placement(batch, length, owners, hidden, sizes, cut, biases)
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """[..., D] -> [B, T, D]."""
+    return x.reshape(x.shape[0] if x.ndim > 1 else 1, -1, x.shape[-1])
+
+
+def _divisible(x: jax.Array, placed: Placement, fill: int) -> jax.Array:
+    """x[B, T, D] with rows and columns of `fill` up to what the mesh divides."""
+    missing = [
+        -n % placed.devices(axes)
+        for n, axes in zip(x.shape, (placed.batch, placed.length), strict=False)
+    ]
+    if not any(missing):
+        return x
+    return jnp.pad(x, [*((0, n) for n in missing), (0, 0)], constant_values=fill)
+
+
+def _local(placed: Placement, how: dict, tokens: Arrays, weights: Arrays, biases: Arrays | None):
+    """What one device does: its own part of everything comes in and goes out."""
+    shape = tokens[0].shape
+    flat = tuple(a.reshape(-1, a.shape[-1]) for a in tokens)
+    weights = _gathered(weights, placed.weights, WEIGHTS, placed)
+    if biases is not None:
+        biases = _gathered(biases, placed.biases, BIASES, placed)
+        if placed.hidden:  # the sum at the end must count the last of them once
+            first = lax.axis_index(placed.hidden) == 0
+            biases = (*biases[:2], jnp.where(first, biases[2], 0))
+    devices = placed.devices(placed.owners)
+    work = functools.partial(grouped.expert_mlp, biases=biases, **how)
+    if devices > 1:
+        work = functools.partial(_travelling, placed.owners, devices, biases=biases, **how)
+    waves = _waves(flat[1], weights[0].shape[0], devices)
+    y = _in_waves(lambda *part: work(*part, *weights), flat, waves, devices * weights[0].shape[0])
+    if placed.hidden:
+        y = lax.psum(y, placed.hidden)
+    return y.reshape(shape)
+
+
+def _gathered(arrays: Arrays, specs, names, placed: Placement) -> Arrays:
+    """Weights with all of D, and all of F but for what `placed.hidden` cuts."""
+
+    def whole(w: jax.Array, spec: PartitionSpec, logical: tuple[str, ...]) -> jax.Array:
+        for i, (axes, name) in enumerate(zip(spec, logical, strict=True)):
+            kept = {"experts": placed.owners, "mlp": placed.hidden}.get(name, ())
+            axes = tuple(a for a in as_tuple(axes) if a not in kept)
+            w = lax.all_gather(w, axes, axis=i, tiled=True) if axes else w
+        return w
+
+    return tuple(map(whole, arrays, specs, names))
+
+
+def _waves(experts: jax.Array, owned: int, devices: int) -> int:
+    """In how many parts the tokens of i32[n, C] go, so that a part's worst case has room."""
+    tokens, chosen = experts.shape
+    return min(tokens, -(-devices * min(chosen, owned) // (SLACK * chosen)))
+
+
+def _in_waves(work: Callable, tokens: Arrays, waves: int, dropped: int) -> jax.Array:
+    """work(x[n, D], experts[n, C], weights[n, C]) in parts of the tokens, one after the other."""
+    if waves <= 1:
+        return work(*tokens)
+    count = len(tokens[0])
+
+    def parts(x: jax.Array, fill: int) -> jax.Array:
+        x = jnp.pad(x, [(0, -count % waves), (0, 0)], constant_values=fill)
+        return x.reshape(waves, -1, x.shape[-1])
+
+    split = tuple(map(parts, tokens, (0, dropped, 0)))
+    y = lax.map(lambda part: jax.checkpoint(work)(*part), split)
+    return y.reshape(-1, y.shape[-1])[:count]
+
+
+def _travelling(
+    axes: tuple[str, ...], devices: int, x, experts, weights, gate, up, down, *,
+    act: Gate, biases: Arrays | None, weigh_input: bool,
+) -> jax.Array:  # fmt: skip
+    """`zoo.grouped.expert_mlp`, by the devices that own the experts."""
+    owned = gate.shape[0]
+    order = grouped.sort_by_expert(experts, owned * devices)
+    rows = grouped.dispatch(x, order)
+    if weigh_input:
+        rows, weights = grouped.weigh(rows, weights, order)
+    group = Group(axes, devices, len(x) * min(experts.shape[1], owned))
+    trip, sizes = _plan(order.group_sizes.reshape(devices, owned), axes)
+    there = kernels.send(rows, trip, group)
+    wanted = _owners(sizes, group.slots).reshape(-1, 1)
+    one = jnp.ones(wanted.shape, weights.dtype)
+    there = grouped.expert_mlp(there, wanted, one, gate, up, down, act=act, biases=biases)
+    return grouped.combine(kernels.bring_back(there, trip, group, len(rows)), weights, order)
+
+
+def _plan(sizes: jax.Array, axes: tuple[str, ...]) -> tuple[Trip, jax.Array]:
+    """The trip of rows i32[P, E / P], by owner and its experts, and what comes from each device."""
+    sent = sizes.sum(1)
+    start = jnp.cumsum(sent) - sent
+    told = lax.all_to_all(jnp.column_stack((sizes, start)), axes, 0, 0, tiled=True)
+    comes = told[:, :-1]
+    return Trip(start, sent, comes.sum(1), told[:, -1]), comes
+
+
+def _owners(sizes: jax.Array, slots: int) -> jax.Array:
+    """Which expert the row in each slot wants, i32[P, S] from i32[P, E / P]; E / P if none."""
+    at = jnp.arange(slots, dtype=jnp.int32)
+    find = functools.partial(jnp.searchsorted, v=at, side="right")
+    return jax.vmap(find)(jnp.cumsum(sizes, axis=1)).astype(jnp.int32)
