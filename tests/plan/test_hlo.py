@@ -84,7 +84,7 @@ replica_groups=mesh['axis_0'=2,'axis_1'=2], device_ids=([2,2]T(1,0)) {'axis_0'},
   %splash_mha_fwd.3 = bf16[4,16,64,128]{3,2,1,0:T(8,128)(2,1)} custom-call(%x), \
 custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": 512}"
-}}, metadata={op_name="jit(step)/while/body/attn/splash_mha_fwd"}
+}}, metadata={op_name="jit(step)/while/body"}
   %q = bf16[4,64,16,128]{3,2,1,0} convolution(%left, %right), window={size=1x16 pad=0_0x15_15 \
 rhs_reversal=0x1}, dim_labels=0bf1_i1o0->0b1f
   %left = bf16[4,64,8,1]{3,2,1,0} bitcast(%start)

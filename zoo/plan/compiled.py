@@ -22,7 +22,8 @@ class Compiled:
     """What the compiler said of a program, per device, in bytes.
 
     `total` is all that is held at once; where it is more than the device has, the compiler gave up
-    and `needed` of it is all that is known: then `counted` is None. `seconds` is how long it took.
+    and `total` of `available` is all that is known: then `counted` is None. `seconds` is how long
+    it took.
     """
 
     total: int
@@ -30,6 +31,7 @@ class Compiled:
     counted: Counted | None
     seconds: float
     text: str = ""
+    available: int | None = None
 
 
 class CannotCompile(ValueError):
@@ -86,7 +88,7 @@ def compile_for(
             needed = _needed(str(e))
             if needed is None:
                 raise
-            return Compiled(needed, 0, None, time.perf_counter() - start)
+            return Compiled(needed[0], 0, None, time.perf_counter() - start, available=needed[1])
     stats, text = compiled.memory_analysis(), compiled.as_text()
     held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     total = held + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
@@ -95,10 +97,16 @@ def compile_for(
     return Compiled(total, stats.temp_size_in_bytes, counted, seconds, text)
 
 
-def _needed(message: str) -> int | None:
-    """Bytes from "Ran out of memory in memory space hbm. Used 20.31G of 15.75G hbm"."""
-    found = re.search(r"Used ([\d.]+)([GMT]) of [\d.]+[GMT] hbm", message)
+_NEEDED = (
+    r"Used ([\d.]+)([GMT]) of ([\d.]+)([GMT]) hbm",
+    r"\(([\d.]+)([GMT])\) exceeds available HBM \(([\d.]+)([GMT])\)",
+)
+
+
+def _needed(message: str) -> tuple[int, int] | None:
+    """Bytes needed and available, from "... memory space hbm. Used 20.31G of 15.75G hbm"."""
+    found = next((m for pattern in _NEEDED if (m := re.search(pattern, message))), None)
     if found is None:
         return None
-    scale = {"M": 2**20, "G": GiB, "T": 2**40}[found[2]]
-    return int(float(found[1]) * scale)
+    scale = {"M": 2**20, "G": GiB, "T": 2**40}
+    return int(float(found[1]) * scale[found[2]]), int(float(found[3]) * scale[found[4]])

@@ -26,6 +26,7 @@ _CALLS = re.compile(
 )
 _NAMED = re.compile(r"\s+(ROOT )?%?[\w.\-]+ = ")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_STATED = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 
 
@@ -55,7 +56,10 @@ class Collective:
 
 @dataclass
 class Counted:
-    """A program: operations in products (per device), collectives, calls of kernels by name."""
+    """A program: operations in products (per device), collectives, calls of kernels by name.
+
+    Kernels that state their operations (grouped products) are among the products, others not.
+    """
 
     flops: float = 0.0
     collectives: list[Collective] = field(default_factory=list)
@@ -202,6 +206,9 @@ def _added(index: int, computation: str, computations: dict, given: dict[int, in
 
 
 def _flops(one: _Instruction, shapes: dict[str, str]) -> float:
+    """Of a product, or what a kernel says that it costs, if it does."""
+    if (stated := _STATED.search(one.attributes)) is not None:
+        return float(stated[1])
     if one.opcode not in ("dot", "convolution"):
         return 0.0
     left, right = (_sizes(_operand(o, shapes)) for o in _split(one.operands)[:2])
@@ -244,11 +251,9 @@ def _valid(size, kernel, out, stride, low, dilate, kernel_dilate) -> int:
 
 
 def _kernel(one: _Instruction) -> str | None:
-    """The name of a Pallas kernel."""
-    if one.opcode != "custom-call" or "tpu_custom_call" not in one.attributes:
-        return None
-    named = re.search(r'op_name="[^"]*?([\w.\-]+)"', one.attributes)
-    return one.name.split(".")[0] if named is None else named[1]
+    """The name of a Pallas kernel, which XLA names its call by."""
+    kernel = one.opcode == "custom-call" and "tpu_custom_call" in one.attributes
+    return re.sub(r"[.\d]+$", "", one.name) if kernel else None
 
 
 def _kind(one: _Instruction, computation: str) -> str | None:

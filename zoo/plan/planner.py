@@ -158,11 +158,14 @@ def make_plan(
         temporaries = int(estimate.temporaries(layout, held[0] // cores)) * cores
     else:
         temporaries = max(found.total * cores - sum(held), found.temporaries * cores)
+    capacity = topology.chip.memory
+    if found is not None and found.available is not None:
+        capacity = found.available * cores
     counted = None if found is None else found.counted
     model, again = _flops(cfg, work)
     return Plan(
         cfg, work, topology, sizes, how,
-        Memory(*held, temporaries, topology.chip.memory),
+        Memory(*held, temporaries, capacity),
         model, again,
         None if counted is None else counted.flops * topology.devices,
         {} if counted is None else counted.kernels,

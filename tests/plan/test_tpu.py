@@ -1,0 +1,95 @@
+"""Programs compiled for TPUs by their own compiler: kernels, collectives, memory."""
+
+import pytest
+
+import zoo
+from tests.examples import CONFIGS
+from zoo.plan import Workload, compiled, make_plan, parse
+
+pytestmark = [
+    pytest.mark.xdist_group("libtpu"),  # it wants to be alone on a machine
+    pytest.mark.skipif(not compiled.available(), reason="needs libtpu, the extra `plan`"),
+]
+
+_ROPE = zoo.Rope(64)
+_LOCAL = zoo.Attention(4, 2, 64, _ROPE, window=128, softcap=30.0)
+_FULL = zoo.Attention(4, 2, 64, _ROPE)
+_LATENT = zoo.MLA(4, 64, 64, 32, 32, 32, zoo.Rope(32))
+_MLP, _MOE = zoo.MLP(256), zoo.MoE(8, 2, 128, shared=zoo.MLP(128))
+
+
+def config(repeats, *layers):
+    return zoo.Config(512, 128, (zoo.Stack(repeats, tuple(zoo.Layer(*la) for la in layers)),))
+
+
+DENSE = config(3, (_LOCAL, _MLP), (_FULL, _MLP))
+EXPERTS = config(3, (_FULL, _MOE))
+LATENT = config(2, (_LATENT, _MLP))
+
+
+def plan(cfg, topology, mesh, mode, batch, length=256):
+    return make_plan(cfg, Workload(mode, batch, length), parse(topology), mesh)
+
+
+def calls(found, part):
+    return sum(n for name, n in found.kernels.items() if part in name)
+
+
+def test_training_on_one_v5e():
+    """Both layers of three repeats attend by splash: forward, recomputed, and two backward."""
+    found = plan(DENSE, "v5e:1", "", "train", 2)
+    assert found.how.startswith("compiled by libtpu")
+    assert found.fits
+    assert calls(found, "splash_mha_fwd") == 2 * 6
+    assert calls(found, "dq") == calls(found, "dkv") == 6
+    assert not found.collectives
+    needed = found.model_flops + found.recomputed
+    assert 0.6 < found.product_flops / needed < 1.1
+
+
+def test_experts_on_one_v6e():
+    """Three products per layer forward, two at least recomputed, and two gradients of each."""
+    found = plan(EXPERTS, "v6e:1", "", "train", 2)
+    assert found.kernels["tgmm"] == 3 * 3
+    assert 3 * (3 + 2 + 3) <= found.kernels["gmm"] <= 3 * (3 + 3 + 3)
+    assert calls(found, "splash_mha_fwd") == 2 * 3
+    assert 0.7 < found.product_flops / (found.model_flops + found.recomputed) < 1.15
+
+
+def test_training_on_four_v5e_gathers_weights():
+    found = plan(DENSE, "v5e:2x2", "data=2,fsdp=2", "train", 4)
+    axes = {(one.kind, one.axes) for one in found.collectives}
+    assert ("all-gather", ("fsdp",)) in axes
+    assert calls(found, "splash_mha_fwd") == 2 * 6
+    alone = plan(DENSE, "v5e:1", "", "train", 4)
+    assert found.product_flops == pytest.approx(alone.product_flops, rel=0.1)
+    assert found.memory.optimizer < 0.6 * alone.memory.optimizer
+
+
+def test_prefill_on_v5p():
+    found = plan(DENSE, "v5p:2x2x1", "fsdp=2,tensor=2", "prefill", 4)
+    assert calls(found, "splash_mha_fwd") == 6
+    assert {axis for one in found.collectives for axis in one.axes} >= {"tensor"}
+
+
+def test_latent_decoding_on_tpu7x():
+    found = plan(LATENT, "tpu7x:2x2x1", "data=8", "decode", 16)
+    assert found.memory.cache == 16 * 256 * 2 * (64 + 32) * 2 / 4 + 16 * 4 / 4
+    assert not calls(found, "splash")
+
+
+@pytest.mark.parametrize("kind", ["features", "delta"])
+def test_everything_a_config_can_say_compiles(kind):
+    assert plan(CONFIGS[kind], "v5e:1", "", "prefill", 1, 16).fits
+
+
+def test_what_does_not_fit_says_by_how_much():
+    found = make_plan(zoo.config("qwen3-8b"), Workload("decode", 1, 2048), parse("v5e:1"))
+    assert not found.fits
+    assert "gave up" in found.how
+    assert found.memory.total == pytest.approx(2 * 8.19e9, rel=0.1)
+
+
+def test_a_slice_that_there_is_not_is_planned_by_arithmetic():
+    found = plan(DENSE, "v5e:3x5", "data=15", "decode", 15)
+    assert found.how.startswith("arithmetic: topology v5e:3x5")
