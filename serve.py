@@ -22,6 +22,7 @@ HOSTS = flags.DEFINE_list("hosts", [], 'Names that clients call the server by; "
 KEYS = flags.DEFINE_string("keys", None, "A file of API keys, a line each; also $ZOO_API_KEYS.")
 SLOTS = flags.DEFINE_integer("slots", 8, "Texts that a model makes at a time.")
 LENGTH = flags.DEFINE_integer("length", None, "Tokens of a text at most; the model's if unset.")
+PREFIX = flags.DEFINE_integer("prefix_bytes", 2**28, "For what prompts begin with; read once.")
 QUEUE = flags.DEFINE_integer("queue", 64, "Requests that may wait for a slot.")
 TIMEOUT = flags.DEFINE_float("timeout", 600.0, "Seconds that an answer may take.")
 BODY = flags.DEFINE_integer("body_bytes", 8 * 2**20, "Bytes of a request.")
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> None:
         settings = Settings(
             slots=SLOTS.value,
             length=LENGTH.value,
+            prefix_bytes=PREFIX.value,
             queue=QUEUE.value,
             body_bytes=BODY.value,
             timeout=TIMEOUT.value,

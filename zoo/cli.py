@@ -186,6 +186,7 @@ def _serve(args: argparse.Namespace) -> int:
     settings = Settings(
         slots=args.slots,
         length=args.length,
+        prefix_bytes=args.prefix_mib * 2**20,
         queue=args.queue,
         timeout=args.timeout,
         embed_tokens=args.embed_tokens,
@@ -286,6 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--keys", help="a file of API keys, a line each; also $ZOO_API_KEYS")
     verb.add_argument("--slots", type=int, default=8, help="texts that a model makes at a time")
     verb.add_argument("--length", type=int, help="tokens of a text at most")
+    verb.add_argument("--prefix-mib", type=int, default=256, help="for what prompts begin with")
     verb.add_argument("--queue", type=int, default=64, help="requests that may wait for a slot")
     verb.add_argument("--timeout", type=float, default=600.0, help="seconds for an answer")
     verb.add_argument("--embed-tokens", type=int, default=512, help="of a text to embed; 0: none")

@@ -24,7 +24,9 @@ from zoo.serve.model import Model, Parts, start
 from zoo.serve.settings import Settings
 
 LENGTH = 256
-LIMITS = Settings(slots=4, length=LENGTH, queue=96, embed_tokens=32, body_bytes=2**20)
+LIMITS = Settings(
+    slots=4, length=LENGTH, queue=96, prefix_bytes=0, embed_tokens=32, body_bytes=2**20
+)
 
 
 @dataclasses.dataclass(repr=False)

@@ -8,6 +8,7 @@ import numpy as np
 import openai
 import pytest
 
+from tests.inference.test_engine import compiled  # noqa: F401 (a fixture)
 from tests.serve.conftest import LIMITS, served
 from zoo.serve.model import start
 
@@ -262,3 +263,22 @@ def test_unknown_models_and_paths_are_named(site):
     assert site.ask("GET", "/v1/completions")[0] == 405
     response, raw = site.raw("POST", "/v1/completions", {"model": "tiny", "prompt": "a", "n": 2})
     assert response.headers["x-zoo-model"] == json.loads(raw)["model"] == "tiny"
+
+
+def test_no_request_waits_for_a_compiler(parts, compiled):  # noqa: F811
+    """Three slots are no other test's, so nothing is compiled yet but what `start` compiles."""
+    limits = dataclasses.replace(LIMITS, slots=3, prefix_bytes=2**20)
+    model = start("tiny", parts, limits)
+    assert compiled
+    compiled.clear()
+    with served({"tiny": model}, limits) as site:
+        ask, chat = site.client.completions.create, site.client.chat.completions.create
+        for length in (1, 20, 70, 200):
+            ask(model="tiny", prompt="x" * length, n=3, max_tokens=9, logprobs=2, echo=True)
+            ask(model="tiny", prompt="x" * length, max_tokens=9, top_p=0.5, presence_penalty=1)
+        form = {"response_format": {"type": "regex", "pattern": "[ab]{3}"}}
+        for more in ({}, {"top_k": 3}, {"min_p": 0.1}, {"repetition_penalty": 1.2}, form):
+            chat(model="tiny", messages=HI, max_tokens=5, logprobs=True, extra_body=more)
+        assert chat(model="tiny", messages=HI, max_tokens=1).usage.prompt_tokens_details
+        site.client.embeddings.create(model="tiny", input=["a", "b" * 32])
+    assert not compiled

@@ -22,7 +22,11 @@ pytestmark = pytest.mark.skipif(
 SHOTS = os.environ.get("ZOO_TEST_SHOTS")
 """A folder for screenshots, to look at."""
 
-SAID = """# Tides
+SAID = """<think>
+The *moon*, surely.
+</think>
+
+# Tides
 
 The **moon** pulls, *so does* the sun; see [NOAA](https://example.org/tides) or `tide(t)`.
 
@@ -159,9 +163,10 @@ def test_markdown_becomes_elements_and_never_markup(site, page):
     fill_history(page)
     body = page.locator("article.assistant .body")
     shown = {
+        "summary": "Thoughts",
         "h3": "Tides",
         "strong": "moon",
-        "em": "so does",
+        "p > em >> nth=1": "so does",
         "p code": "tide(t)",
         "td >> nth=3": "11.7",
         "ol > li >> nth=1": "Neap tides",

@@ -257,6 +257,7 @@ GETS = {
     "/openapi.json": (_openapi, True),
     "/v1/models": (_models, False),
     "/metrics": (_metrics, False),
+    "/tokenizer_info": (tokens.tokenizer_info, False),
 }
 """Who answers, and whether it needs no key."""
 

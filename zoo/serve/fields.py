@@ -182,10 +182,10 @@ TOKENIZE = _object(
         "add_special_tokens": BOOLEAN,
         "add_generation_prompt": BOOLEAN,
         "chat_template_kwargs": ANYTHING,
-    },
-    ("model",),
+    }
 )
-DETOKENIZE = _object({"model": COMMON["model"], "tokens": _array(_integer(0))}, ("model", "tokens"))
+DETOKENIZE = _object({"model": COMMON["model"], "tokens": _array(_integer(0))}, ("tokens",))
+"""Of the first model where none is named, as of `TOKENIZE`."""
 
 BODIES = {
     "/v1/chat/completions": CHAT,
@@ -200,6 +200,7 @@ READS = {
     "/v1/models": "The models and routes that can be named.",
     "/health": "200 while any model can answer, 503 otherwise.",
     "/metrics": "Counts in Prometheus' text format.",
+    "/tokenizer_info": "Special tokens and the chat template, of ?model= or of the first.",
 }
 
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 import zoo
 from zoo import checkpoint
-from zoo.hf.chat import Chat, open_chat
+from zoo.hf.chat import JINJA, LEGACY, NAMED, Chat, open_chat, special_tokens
 from zoo.hf.hub import resolve
+from zoo.hf.tokenizer import open_tokenizer, read_config
 from zoo.inference.completion import Runner
 from zoo.inference.embed import Embedder
 from zoo.inference.engine import LONGEST, Engine
@@ -37,6 +38,7 @@ class Parts:
         tokenizer: of the same folder.
         chat: its template, or None for a base model.
         eos: tokens that end a text.
+        special: texts of special tokens by name: {"bos_token": "<s>", ...}.
     """
 
     decoder: zoo.Decoder
@@ -44,6 +46,7 @@ class Parts:
     tokenizer: tokenizers.Tokenizer
     chat: Chat | None
     eos: tuple[int, ...]
+    special: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -106,7 +109,8 @@ def start(name: str, parts: Parts, settings: Settings, engine: Engine | None = N
     most = parts.decoder.cfg.max_length
     length = min(settings.length or LONGEST, most)
     if engine is None:
-        engine = Engine(parts.decoder, parts.params, slots=settings.slots, length=length)
+        sizes = dict(slots=settings.slots, length=length, prefix_bytes=settings.prefix_bytes)
+        engine = Engine(parts.decoder, parts.params, **sizes)
     engine.warm()
     embedder = None
     if settings.embed_tokens:
@@ -124,8 +128,6 @@ def open_parts(path: str, dtype: jnp.dtype = jnp.float32) -> Parts:
     Raises:
         ValueError: it has no tokenizer, or a file is damaged.
     """
-    from zoo.hf.tokenizer import open_tokenizer
-
     run = checkpoint.is_run(path)
     folder = Path(path) / checkpoint.TOKENIZER if run else resolve(path)
     tokenizer = open_tokenizer(folder)
@@ -140,12 +142,10 @@ def open_parts(path: str, dtype: jnp.dtype = jnp.float32) -> Parts:
         from zoo.data import load_tokenizer
 
         eos = (load_tokenizer(folder).eos,)
-    return Parts(zoo.Decoder(config, dtype=dtype), params, tokenizer, chat, eos)
+    special = special_tokens(folder, read_config(folder))
+    return Parts(zoo.Decoder(config, dtype=dtype), params, tokenizer, chat, eos, special)
 
 
 def _has_template(folder: Path) -> bool:
-    from zoo.hf.chat import JINJA, LEGACY, NAMED
-    from zoo.hf.tokenizer import read_config
-
     files = any((folder / name).exists() for name in (JINJA, LEGACY, NAMED))
     return files or "chat_template" in read_config(folder)

@@ -34,12 +34,14 @@ class Server:
         routes: by name; no name is a model's.
         settings: limits.
         metrics: counts.
+        embedding: requests to embed that are worked on or wait.
     """
 
     models: Mapping[str, Model]
     routes: Mapping[str, Route]
     settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
+    embedding: int = 0
 
     def __post_init__(self):
         describe = self.metrics.describe

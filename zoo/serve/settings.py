@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CHECKS = {
-    "slots": 1, "length": 2, "queue": 0, "body_bytes": 1024, "timeout": 0.001,
+    "slots": 1, "length": 2, "queue": 0, "prefix_bytes": 0, "body_bytes": 1024, "timeout": 0.001,
     "body_timeout": 0.001, "embed_tokens": 0,
 }  # fmt: skip
 """The least of each number."""
@@ -19,6 +19,7 @@ class Settings:
         slots: texts that a model makes at a time.
         length: tokens of a text, prompt and answer together; None is the model's max_length, or
             4096 if that is more.
+        prefix_bytes: of memory for what prompts begin with, so that it is read once.
         queue: requests that wait for a slot; one more is answered 429.
         body_bytes: of a request.
         body_timeout: seconds in which a request must have arrived.
@@ -31,6 +32,7 @@ class Settings:
 
     slots: int = 8
     length: int | None = None
+    prefix_bytes: int = 2**28
     queue: int = 64
     body_bytes: int = 8 * 2**20
     body_timeout: float = 30.0

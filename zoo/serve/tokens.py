@@ -1,4 +1,4 @@
-"""/v1/embeddings, /tokenize and /detokenize: what needs no answer of the model."""
+"""/v1/embeddings, /tokenize, /detokenize, /tokenizer_info: what needs no answer of the model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from zoo.serve.errors import ApiError
 from zoo.serve.events import headers
 from zoo.serve.model import Model
 from zoo.serve.server import Server
+from zoo.serve.speech import RETRY_AFTER
 
 Body = Mapping[str, Any]
 
@@ -25,11 +26,17 @@ async def embeddings(server: Server, body: Body, request: Request) -> Response:
     model = _model(server, body)
     if model.embedder is None:
         raise ApiError("this server was started without embeddings (embed_tokens=0)", 404)
+    if server.embedding > server.settings.queue:
+        raise ApiError(f"{model.name} is busy: {server.embedding} requests to embed wait", 429,
+                       code="queue_full", headers={"Retry-After": RETRY_AFTER})  # fmt: skip
     inputs = [await completions.encode(model, said) for said in completions.split(body["input"])]
+    server.embedding += 1
     try:
         vectors = [await asyncio.to_thread(model.embedder, tokens) for tokens in inputs]
     except ValueError as e:
         raise ApiError(str(e), param="input") from e
+    finally:
+        server.embedding -= 1
     shown = _base64 if body.get("encoding_format") == "base64" else np.ndarray.tolist
     data = [
         {"object": "embedding", "index": i, "embedding": shown(v)} for i, v in enumerate(vectors)
@@ -63,8 +70,18 @@ async def detokenize(server: Server, body: Body, request: Request) -> Response:
     return JSONResponse({"prompt": tokenizer.decode(body["tokens"], skip_special_tokens=False)})
 
 
-def _model(server: Server, body: Body) -> Model:
-    return server.order(body["model"], "", 0, None)[0]
+async def tokenizer_info(server: Server, request: Request) -> Response:
+    """What lm-eval's remote tokenizer asks for: special tokens and the chat template."""
+    model = _model(server, request.query_params)
+    chat = model.parts.chat
+    template = None if chat is None else chat.templates.get("default")
+    shown = {"bos_token": None, "eos_token": None, "pad_token": None, **model.parts.special}
+    return JSONResponse({**shown, "chat_template": template and template.text})
+
+
+def _model(server: Server, said: Mapping[str, Any]) -> Model:
+    """The model that is named, else the first."""
+    return server.order(said.get("model") or next(iter(server.models)), "", 0, None)[0]
 
 
 def _base64(vector: np.ndarray) -> str:
