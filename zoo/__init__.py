@@ -40,18 +40,19 @@ if TYPE_CHECKING:
     from zoo.hf.verify import verify
     from zoo.inference.generate import generate
     from zoo.models import config_from_hf, config_to_hf, presets
+    from zoo.rounding import quantize
     from zoo.sharding import make_mesh
 
 _HOME = {
     "Decoder": "decoder", "Output": "decoder",
     "config_from_hf": "models", "config_to_hf": "models", "presets": "models",
     "Checkpoint": "hf.load", "load": "hf.load", "save_hf": "hf.save", "verify": "hf.verify",
-    "generate": "inference.generate", "make_mesh": "sharding",
+    "generate": "inference.generate", "quantize": "rounding", "make_mesh": "sharding",
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022 (in reading order)
     "config", "presets", "config_from_hf", "config_to_hf", "Decoder", "Output",
-    "load", "save_hf", "verify", "Checkpoint", "generate", "make_mesh",
+    "load", "save_hf", "verify", "Checkpoint", "quantize", "generate", "make_mesh",
     "Config", "Stack", "Layer", "Attention", "MLA", "GatedDelta", "MLP", "MoE", "Rope", "Norm",
     "LinearScaling", "Llama3Scaling", "YarnScaling",
 ]  # fmt: skip

@@ -77,7 +77,7 @@ def _generate(args: argparse.Namespace) -> None:
 
     import zoo
 
-    config, params, tokenizer, eos = _model(args.model)
+    config, params, tokenizer, eos = _model(args.model, args.quantize)
     prompts = [tokenizer.encode(text, add_special_tokens=True).ids for text in args.prompt]
     made = zoo.generate(
         zoo.Decoder(config, dtype=_dtype(args.dtype)),
@@ -141,6 +141,7 @@ def _eval(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         max_length=args.max_length,
         dtype=_dtype(args.dtype),
+        quantize=args.quantize,
     )
     if args.out is not None:
         Path(args.out).write_text(json.dumps(found, indent=2, default=str) + "\n")
@@ -160,7 +161,8 @@ def _export(args: argparse.Namespace) -> None:
     platforms = args.platforms.split(",")
     export.check(args.out, platforms)
     sizes = export.Sizes(args.batch, args.length, args.piece)
-    print(export.export(zoo.load(resolve(args.model)), args.out, platforms, sizes, args.dtype))
+    checkpoint = zoo.load(resolve(args.model), quantize=args.quantize)
+    print(export.export(checkpoint, args.out, platforms, sizes, args.dtype))
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -218,7 +220,7 @@ def find_config(model: str):
     return zoo.config_from_hf(model) if Path(model).exists() else zoo.config(model)
 
 
-def _model(path: str):
+def _model(path: str, quantize: str | None = None):
     """Config, parameters, `tokenizers.Tokenizer` and stop tokens of a run or a checkpoint."""
     from tokenizers import Tokenizer
 
@@ -232,8 +234,10 @@ def _model(path: str):
         if folder is None:
             raise ValueError(f"{path} has no tokenizer: convert it, and add a tokenizer.json")
         tokenizer = load_tokenizer(folder)
+        if quantize is not None:
+            params = zoo.quantize(params, quantize)
         return config, params, Tokenizer.from_file(str(tokenizer.file)), (tokenizer.eos,)
-    found = zoo.load(path)
+    found = zoo.load(path, quantize=quantize)
     tokenizer = found.tokenizer or open_tokenizer(found.source.folder)  # which says what is wrong
     return found.config, found.params, tokenizer, found.source.eos
 
@@ -266,6 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--max-new-tokens", type=int, default=64)
     verb.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     _add_sampling(verb)
+    _add_quantize(verb)
     verb.set_defaults(run=_generate)
 
     verb = verbs.add_parser("chat", help="talk with a model, in the terminal or through pipes")
@@ -306,6 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--max-length", type=int, help="tokens of a row at most")
     verb.add_argument("--out", help="a JSON file to write")
     verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
+    _add_quantize(verb)
     verb.set_defaults(run=_eval)
 
     verb = verbs.add_parser("export", help="programs and weights that run with jax alone")
@@ -317,12 +323,18 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--piece", type=int, default=64, help="tokens of a call of prefill")
     verb.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                       help="of the computation; weights stay as they are")  # fmt: skip
+    _add_quantize(verb)
     verb.set_defaults(run=_export)
 
     verb = verbs.add_parser("verify", help="round trip, and logits where torch is installed")
     verb.add_argument("model", help="a Hugging Face folder")
     verb.set_defaults(run=_verify)
     return parser
+
+
+def _add_quantize(verb: argparse.ArgumentParser) -> None:
+    said = "round linear maps while loading (docs/quantised.md)"
+    verb.add_argument("--quantize", choices=("int8", "int4", "fp8"), help=said)
 
 
 def _add_sampling(verb: argparse.ArgumentParser) -> None:

@@ -13,10 +13,24 @@ import chex
 import jax
 from jax import lax
 
-from zoo import attention, attention_tpu, exchange, grouped_cpu, grouped_gpu, grouped_tpu, ring
+from zoo import (
+    attention,
+    attention_tpu,
+    exchange,
+    grouped_cpu,
+    grouped_gpu,
+    grouped_tpu,
+    quantized_cpu,
+    ring,
+)
 from zoo.attention import Sight, causal_backward, causal_forward
+from zoo.precision import precision
+from zoo.quantized import Form
 
-__all__ = ["attend", "bring_back", "grouped_matmul", "send"]
+__all__ = ["attend", "bring_back", "grouped_matmul", "quantized_matmul", "send"]
+
+INTEGER_PRODUCTS = jax.__version_info__ >= (0, 10)
+"""Whether XLA on CPU has kernels for products of int8; before, they were loops."""
 
 
 def attend(
@@ -166,3 +180,47 @@ def _exchanged(name: str, rows: jax.Array, trip: exchange.Trip, **how) -> jax.Ar
         for kind in ("ragged", "padded")
     )
     return lax.platform_dependent(rows, trip, cuda=ragged, tpu=ragged, default=padded)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def quantized_matmul(x: jax.Array, codes: jax.Array, scales: jax.Array, form: Form) -> jax.Array:
+    """Multiplies rows by a quantised matrix without zero points.
+
+    Args:
+        x: dtype[M, C].
+        codes: of `form`, whose matrix is [R, C].
+        scales: of `form`.
+        form: how they make the matrix.
+
+    Returns:
+        dtype[M, R]. Gradients reach x alone.
+    """
+    chex.assert_shape(x, (None, form.matrix[-1]))
+
+    def floats(x, codes, scales):
+        return _by_floats(x, codes, scales, form, 1)
+
+    def integers(x, codes, scales):
+        return quantized_cpu.matmul(x, codes, scales, form)
+
+    if not INTEGER_PRODUCTS or not quantized_cpu.serves(form, codes, len(x)):
+        return floats(x, codes, scales)
+    return lax.platform_dependent(x, codes, scales, cpu=integers, default=floats)
+
+
+def _by_floats(x, codes, scales, form, axis):
+    """Contracts the columns of the matrix, axis 1, or its rows."""
+    w = form.dequantize(codes, scales, None, x.dtype)
+    axes = (((1,), (axis,)), ((), ()))
+    return lax.dot_general(x, w, axes, precision=precision(x.dtype))
+
+
+def _quantized_matmul_forward(x, codes, scales, form):
+    return quantized_matmul(x, codes, scales, form), (codes, scales)
+
+
+def _quantized_matmul_backward(form, saved, grad):
+    return _by_floats(grad, *saved, form, 0), None, None
+
+
+quantized_matmul.defvjp(_quantized_matmul_forward, _quantized_matmul_backward)

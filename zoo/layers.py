@@ -15,8 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zoo import kernels
 from zoo.config import MLP, Activation, ClampedSwiGLU, LayerNorm, Norm
-from zoo.quantized import Quantized
+from zoo.precision import precision
+from zoo.quantized import Matrix, Quantized
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -24,12 +26,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
-
-
-def precision(dtype: jnp.dtype) -> jax.lax.Precision:
-    """Float32 means float32, also where the platform would round the factors of a product."""
-    exact = jnp.dtype(dtype) == jnp.float32
-    return jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
 
 
 def rms_norm(
@@ -125,12 +121,25 @@ def _contract(a: jax.Array, b: jax.Array, a_axes: range, b_axes: range) -> jax.A
 
 def weight(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> jax.Array:
     """A parameter of a module; one that is held quantised arrives in the module's `dtype`."""
-    if module.has_variable("params", name):
-        held = module.get_variable("params", name)
-        if isinstance(held, Quantized):
-            chex.assert_shape(held, shape)
-            return held.dequantize(module.dtype)
-    return module.param(name, init, shape, module.param_dtype)
+    held = quantized(module, name)
+    if held is None:
+        return module.param(name, init, shape, module.param_dtype)
+    chex.assert_shape(held, shape)
+    return held.dequantize(module.dtype)
+
+
+def quantized(module: nn.Module, name: str) -> Quantized | None:
+    """A parameter of a module as it is held, if that is quantised."""
+    held = module.get_variable("params", name) if module.has_variable("params", name) else None
+    return held if isinstance(held, Quantized) else None
+
+
+def project_quantized(x: jax.Array, held: Quantized, dtype: jnp.dtype) -> jax.Array:
+    """Contracts the last axes of x, rounded to `dtype`, with the inputs of a `Matrix`."""
+    inputs = held.view.inputs
+    rows = x.astype(dtype).reshape(-1, held.form.matrix[-1])
+    y = kernels.quantized_matmul(rows, held.codes, held.scales, held.form)
+    return y.reshape(*x.shape[: x.ndim - inputs], *held.view.shape[inputs:])
 
 
 class Linear(nn.Module):
@@ -167,7 +176,11 @@ class Linear(nn.Module):
             self.b = self.param("b", zeros, (*self.stacked, *self.outputs), self.param_dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = project(x, self.w, self.dtype, len(self.inputs))
+        held = quantized(self, "w")
+        if held is not None and isinstance(held.view, Matrix):
+            y = project_quantized(x, held, self.dtype)
+        else:
+            y = project(x, self.w, self.dtype, len(self.inputs))
         return y + self.b.astype(self.dtype) if self.bias else y
 
 

@@ -11,6 +11,7 @@ Formats differ in the packing of codes and the size of blocks, and in nothing el
     INT8 per output channel                              Whole()   (1, C)
     INT4 of Kimi K2 Thinking                             Ints(4)   (1, 32)
     MXFP4 of gpt-oss (OCP Microscaling Formats 1.0)      FP4()     (1, 32), scales powers of two
+    INT4 of `zoo.rounding`                               Nibbles() (1, 128)
     GPTQ (arXiv:2210.17323), zero points                 Ints(4)   (1, 128)
     AWQ (arXiv:2306.00978), zero points                  Ints(4)   (128, 1), of the transpose
 
@@ -53,6 +54,33 @@ class Whole:
 
     def numbers(self, codes, xp):
         return codes.astype(np.float32)
+
+    def pack(self, numbers: np.ndarray) -> np.ndarray:
+        """The codes of numbers of this type: themselves."""
+        return numbers
+
+
+@dataclass(frozen=True)
+class Nibbles:
+    """Two integers from -8 to 7 per signed byte: 16 * second + first + 8.
+
+    The first is of the first half of a row and the second of the second, so that each half is a
+    matrix of its own (`zoo.quantized_cpu`).
+    """
+
+    def width(self, columns):
+        return -(-columns // 2)
+
+    def numbers(self, codes, xp):
+        halves = ((codes & 15) - 8, codes >> 4)
+        return xp.concatenate(halves, axis=-1).astype(np.float32)
+
+    def pack(self, numbers: np.ndarray) -> np.ndarray:
+        """i8[rows, C] from -8 to 7 -> i8[rows, width]."""
+        width = self.width(numbers.shape[-1])
+        first, second = numbers[:, :width], numbers[:, width:]
+        second = np.pad(second, ((0, 0), (0, width - second.shape[-1])))
+        return (second << 4) | (first + 8)
 
 
 @dataclass(frozen=True)
@@ -185,6 +213,17 @@ class View(Protocol):
 
     def __call__(self, tensor: jax.Array) -> jax.Array:
         """The parameter, out of the whole tensor."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A tensor [R, C] as the parameter [*ins, *outs] whose first `inputs` axes make up C."""
+
+    shape: Shape
+    inputs: int
+
+    def __call__(self, tensor):
+        return tensor.T.reshape(self.shape)
 
 
 @functools.partial(

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from zoo import zigzag
 from zoo.attention import chunks
-from zoo.layers import precision
+from zoo.precision import precision
 
 TILE = 512
 """Queries and keys of a tile at most; a tile is a divisor of half of what a device holds."""

@@ -32,7 +32,8 @@ def peak():
 
 pathlib.Path("/proc/self/clear_refs").write_text("5")
 before = peak()
-jax.block_until_ready(load(sys.argv[1], dtype=sys.argv[2] if sys.argv[2:] else None).params)
+options = dict(option.split("=") for option in sys.argv[2:])
+jax.block_until_ready(load(sys.argv[1], **options).params)
 print(peak() - before)
 """
 
@@ -44,10 +45,10 @@ KIND = np.dtype(ml_dtypes.bfloat16)
 SLACK = 20e6  # code, tables, threads
 
 
-def peak(folder: Path, *dtype: str) -> int:
-    """Bytes that loading a folder adds at most."""
+def peak(folder: Path, *options: str) -> int:
+    """Bytes that loading a folder adds at most, with options "name=value"."""
     found = subprocess.run(
-        [sys.executable, "-c", LOAD, folder, *dtype],
+        [sys.executable, "-c", LOAD, folder, *options],
         capture_output=True,
         text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
@@ -79,6 +80,17 @@ def test_peak_is_the_folder_and_its_largest_tensor(tmp_path, model):
     assert peak(tmp_path) < size + largest + SLACK
 
 
+def test_peak_of_rounding_is_the_result_and_a_few_matrices(tmp_path, model):
+    hf, tensors = model
+    specs = [Spec(name, KIND, t.shape) for name, t in tensors.items()]
+    write_folder(tmp_path, hf, specs)
+    linear = sum(s.nbytes for s in specs if s.name.endswith("_proj.weight"))
+    largest = max(s.nbytes for s in specs)
+    rest = sum(s.nbytes for s in specs) - linear
+    assert peak(tmp_path, "quantize=int8") < linear / 2 + rest + 4 * largest + SLACK
+    assert linear / 2 + 4 * largest < 0.8 * linear
+
+
 def test_peak_of_dequantising_is_the_result_and_its_largest_tensor(tmp_path, model):
     hf, tensors = model
     method = read(hf | {"quantization_config": FP8})
@@ -97,4 +109,4 @@ def test_peak_of_dequantising_is_the_result_and_its_largest_tensor(tmp_path, mod
     kept = sum(s.nbytes for s in specs)
     assert kept < 0.6 * size
     assert peak(tmp_path) < kept + largest + SLACK
-    assert peak(tmp_path, "bfloat16") < size + largest + SLACK
+    assert peak(tmp_path, "dtype=bfloat16") < size + largest + SLACK

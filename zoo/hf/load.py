@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from zoo.config import Config
 from zoo.hf import stored, strided
@@ -31,6 +32,8 @@ from zoo.hf.source import Source, open_source, some
 from zoo.hf.table import Tensor, expand
 from zoo.hf.tokenizer import find_tokenizer
 from zoo.models import config_from_hf, storage
+from zoo.quantized import Quantized
+from zoo.rounding import Method, Place, encode, method, place
 
 if TYPE_CHECKING:
     import tokenizers
@@ -64,6 +67,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     rules: Any = None,
     dtype: Any = None,
+    quantize: str | Method | None = None,
 ) -> Checkpoint:
     """Loads a checkpoint.
 
@@ -73,13 +77,21 @@ def load(
         rules: logical axis -> mesh axis, as in `zoo.sharding`.
         dtype: what to cast to, and to dequantise to; by default each parameter is as it is stored,
             and quantised ones are `zoo.quantized.Quantized`. Selection biases stay float32.
+        quantize: "int8", "int4", "fp8" or a `zoo.rounding.Method`: what linear maps are rounded to,
+            one matrix at a time, so that they are never there in full.
 
     Raises:
         ValueError: before any tensor is read, if the folder, its config or its tensors are not
             what this family says they must be; it names file, tensor or key.
     """
     dtype = None if dtype is None else float_type(dtype)
+    how = None if quantize is None else method(quantize)
     source, cfg, tensors, quantised = read(resolve(path_or_repo))
+    if how is not None and quantised and dtype is None:
+        raise ValueError(
+            f"{source.folder} is quantised as it is: load it without quantize, or give a dtype to "
+            "round again"
+        )
     kept, quantised = (quantised, {}) if dtype is None else ({}, quantised)
     tensors, wanted = stored.keep(source, tensors, kept, shapes(cfg))
     tokenizer = find_tokenizer(source.folder)
@@ -94,7 +106,9 @@ def load(
         for path, shape in wanted.items():
             kind = _param_dtype(path, pieces[path], source, dtype)
             fill = _Fill(source, pieces[path], shape, kind, pool, quantised)
-            if mesh is None:
+            if how is not None and (where := place(path, shape)) is not None:
+                flat[path] = _quantized(fill, where, how, placed.get(path))
+            elif mesh is None:
                 flat[path] = jax.device_put(fill((slice(None),) * len(shape)))
             else:
                 flat[path] = jax.make_array_from_callback(shape, placed[path], fill)
@@ -173,6 +187,12 @@ class _Fill:
         self.pool, self.quantised = pool, quantised
         self.done: dict[tuple, np.ndarray] = {}
 
+    def matrix(self, index: tuple[int, ...]) -> np.ndarray:
+        """One matrix of a stacked parameter, which is not kept."""
+        bounds = tuple((i, i + 1) for i in index)
+        rest = tuple((0, n) for n in self.shape[len(index) :])
+        return self._read(bounds + rest)[(0,) * len(index)]
+
     def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
         bounds = tuple(s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True))
         if bounds not in self.done:
@@ -218,6 +238,21 @@ class _Fill:
     def _wait(self, task: Callable, arguments: Iterable[tuple]) -> None:
         for done in [self.pool.submit(task, *each) for each in arguments]:
             done.result()
+
+
+def _quantized(fill: _Fill, where: Place, how: Method, sharding: NamedSharding | None) -> Quantized:
+    """A parameter, rounded while it is read; a mesh cuts it along layers, experts and outputs."""
+    if sharding is None:
+        return encode(fill.matrix, where, how, jax.device_put)
+    mesh, spec = sharding.mesh, sharding.spec
+    spec = (*spec, *(None,) * (len(fill.shape) - len(spec)))
+    lead, outputs = spec[: len(where.lead)], spec[len(where.lead) + where.inputs]
+
+    def put(array: np.ndarray) -> jax.Array:
+        cut = (*lead, stored.dividing(mesh, outputs, array.shape[-2]), None)
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*cut)))
+
+    return encode(fill.matrix, where, how, put)
 
 
 def _param_dtype(

@@ -117,10 +117,8 @@ def place(
         rest = (*rest[:-2], rest[-1], rest[-2]) if form.transposed else rest
         for field, _ in fields(stored):
             path = f"{owner.path}/{field}"
-            cut = [
-                axes if n % _size(mesh, axes) == 0 else None
-                for axes, n in zip((*lead, *rest), wanted[path], strict=True)
-            ]
+            pairs = zip((*lead, *rest), wanted[path], strict=True)
+            cut = [dividing(mesh, axes, n) for axes, n in pairs]
             again[path] = NamedSharding(mesh, PartitionSpec(*cut))
     return again
 
@@ -134,6 +132,11 @@ def _on_disk(tensor: Tensor, spec: tuple) -> tuple:
         if axes is not None:
             found[next(j for j, outer in enumerate(disk.strides) if outer <= stride)] = axes
     return tuple(found)
+
+
+def dividing(mesh: Mesh, axes: str | tuple[str, ...] | None, n: int) -> Any:
+    """The mesh axes, if they divide an axis of n; else None."""
+    return axes if n % _size(mesh, axes) == 0 else None
 
 
 def _size(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:

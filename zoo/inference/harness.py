@@ -55,6 +55,7 @@ def evaluate(
     max_length: int | None = None,
     dtype: Any = jnp.float32,
     which: Literal["best", "latest"] = "best",
+    quantize: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The metrics of each task, as the harness names them ("acc,none", "acc_stderr,none", ...).
 
@@ -69,6 +70,7 @@ def evaluate(
         max_length: tokens of a row at most; None is the model's.
         dtype: of the computation.
         which: checkpoint of a run.
+        quantize: what to round the parameters to, as in `zoo.load`.
 
     Raises:
         ValueError: lm-eval is missing, a task is not known, or the model cannot be loaded.
@@ -80,7 +82,7 @@ def evaluate(
             "include_path adds a folder"
         )
     options = dict(batch_size=batch_size, max_length=max_length)
-    lm = open_harness(path, dtype=dtype, which=which, **options)
+    lm = open_harness(path, dtype=dtype, which=which, quantize=quantize, **options)
     found = evaluator.simple_evaluate(
         model=lm,
         tasks=list(tasks),
@@ -98,6 +100,7 @@ def open_harness(
     *,
     dtype: Any = jnp.float32,
     which: Literal["best", "latest"] = "best",
+    quantize: str | None = None,
     **options: Any,
 ) -> Harness:
     """A folder's or a run's model, with `options` of `Harness`."""
@@ -110,8 +113,9 @@ def open_harness(
         if folder is None:
             raise ValueError(f"{path} has no tokenizer: convert it, and add a tokenizer.json")
         folder, chat, eos = Path(folder), None, ()
+        params = params if quantize is None else zoo.quantize(params, quantize)
     else:
-        found = zoo.load(folder := Path(resolve(path)))
+        found = zoo.load(folder := Path(resolve(path)), quantize=quantize)
         config, params, eos = found.config, found.params, found.source.eos
         chat = lambda: found.chat  # noqa: E731 (only a chat needs a template)
     tokenizer = open_tokenizer(folder)
