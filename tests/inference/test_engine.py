@@ -203,10 +203,14 @@ def test_cancelling_frees_the_slot_at_the_next_step(served):
     served.step()
     assert (served.stats.active, served.stats.waiting) == (3, 0)
     assert tickets[0].done
+    tickets.append(served.submit(Request(PROMPTS[0], 60)))
+    tickets[-1].cancel()  # also of one that has no slot yet
+    served.step()
+    assert (served.stats.active, served.stats.waiting, tickets[-1].done) == (3, 0, True)
     for ticket in tickets:
         ticket.cancel()
     served.step()
-    assert (served.stats.active, served.stats.requests - before) == (0, 4)
+    assert (served.stats.active, served.stats.requests - before) == (0, 5)
     assert not served.step()
 
 
@@ -243,15 +247,18 @@ def compiled():
     jax.monitoring.clear_event_listeners()
 
 
-def test_nothing_compiles_once_warm(small, compiled):
-    served = engine(*small, slots=2, length=80, chunk=64)
+def test_nothing_compiles_once_warm(compiled):
+    model = zoo.Decoder(CONFIGS["dense"])
+    served = engine(model, random_params(model), slots=2, length=80, chunk=64, prefix_bytes=2**24)
     served.warm()
     assert compiled
     compiled.clear()
     edits = dict(presence_penalty=1.0, logit_bias={3: 1.0}, logprobs=2, prompt_logprobs=True)
     requests = [Request(PROMPTS[0], NEW, constraint=Only([1, 2])), Request(PROMPTS[3], NEW)]
     requests += [Request(p, NEW, temperature=1.0, top_p=0.9, **edits) for p in PROMPTS[:3]]
+    requests += [Request([*PROMPTS[3][:40], 1], NEW)]
     staggered(served, requests)
+    assert served.stats.prefix_hits
     assert not compiled
 
 

@@ -15,6 +15,7 @@ do not see each other, and random numbers follow from the request's seed and the
 from __future__ import annotations
 
 import collections
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -108,6 +109,7 @@ class Engine:
         self._stateful, self._prefixes = self._batch.stateful, None
         if prefix_bytes:
             self._prefixes = Prefixes(prefix_bytes, self._stateful)
+        self._lock = threading.Lock()
         self._queue: collections.deque[Ticket] = collections.deque()
         self._seats: list[_Seat | None] = [None] * slots
         self._reading: collections.deque[_Seat] = collections.deque()
@@ -121,7 +123,8 @@ class Engine:
         """
         self._check(request)
         ticket = Ticket(request)
-        self._queue.append(ticket)
+        with self._lock:
+            self._queue.append(ticket)
         return ticket
 
     def step(self) -> bool:
@@ -199,15 +202,18 @@ class Engine:
         for seat in filter(None, self._seats):
             if seat.ticket.cancelled:
                 self._leave(seat)
+        with self._lock:
+            gone = [ticket for ticket in self._queue if ticket.cancelled]
+            for ticket in gone:
+                self._queue.remove(ticket)
+        for ticket in gone:
+            self._end(ticket)
 
     def _admit(self) -> None:
         """Seats those who wait, as long as there are slots."""
         while self._queue and None in self._seats:
             ticket = self._queue.popleft()
             seat = _Seat(self._seats.index(None), ticket, list(ticket.request.prompt))
-            if ticket.cancelled:
-                self._end(ticket)
-                continue
             try:
                 self._restrict(seat)
             except Exception as error:
