@@ -8,8 +8,8 @@ With `--tasks`, runs tasks of lm-evaluation-harness instead (`docs/evaluation.md
     --config.data.files='("*.txt",)'
     python eval.py --model=path/to/hf --tasks=arc_easy,wikitext
 
-A run is measured on the data of its settings; a folder needs `--config`, of which only `data` and
-`dtype` are used. Text is read with the tokenizer of the model.
+A run is measured on the data of its settings; a folder needs `--config`, of which only `data`,
+`dtype`, `mesh` and `rules` are used. Text is read with the tokenizer of the model.
 """
 
 import json
@@ -31,6 +31,7 @@ OUT = flags.DEFINE_string("out", None, "A file for the JSON; standard output if 
 CACHE = flags.DEFINE_string(
     "cache_dir", None, "Prepared data; $ZOO_CACHE or ~/.cache/zoo if unset."
 )
+MESH = flags.DEFINE_string("mesh", None, "Where to measure; the mesh of the settings if unset.")
 TASKS = flags.DEFINE_list("tasks", [], "Tasks of lm-evaluation-harness, of which all is measured.")
 INCLUDE = flags.DEFINE_string("include_path", None, "A folder of further tasks, YAML files.")
 FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each question of a task.")
@@ -55,7 +56,9 @@ def main(argv: list[str]) -> None:
 def measure_text() -> dict:
     from zoo.training.measure import measure
 
-    return measure(MODEL.value, CONFIG.value, SPLIT.value, BATCHES.value, WHICH.value, CACHE.value)
+    return measure(
+        MODEL.value, CONFIG.value, SPLIT.value, BATCHES.value, WHICH.value, CACHE.value, MESH.value
+    )
 
 
 def run_tasks() -> dict:

@@ -23,7 +23,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from zoo.config import Config
+from zoo.describe import shapes
 from zoo.quantized import is_quantized
+from zoo.sharding import Rules, laid_out, shardings
 from zoo.training.step import TrainState
 
 RUN_FILE = "run.json"
@@ -96,15 +98,18 @@ class Checkpoints:
         """The state and `extra` of a checkpoint, by default the latest.
 
         Args:
-            like: arrays or shapes of the state to restore, with the types to restore it in.
+            like: arrays or shapes of the state to restore, with the types to restore it in and,
+                where they say, how it lies on devices, whatever those were that saved it.
             step: which one.
 
         Raises:
             FileNotFoundError: there is none.
+            ValueError: it is of another model.
         """
         step = self.latest if step is None else step
         if step is None:
             raise FileNotFoundError(f"{self.folder} has no checkpoint")
+        self._require_same(like.params, step)
         found = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -117,14 +122,31 @@ class Checkpoints:
         rng = jax.random.wrap_key_data(rest.pop("rng"))
         return TrainState(params=found.params, rng=rng, **rest), found.extra
 
-    def restore_params(self, config: Config, step: int) -> dict:
-        """Only the parameters, in the types they were saved in."""
-        kinds = self._manager.restore(
+    def _require_same(self, params: dict, step: int) -> None:
+        """Refuses a checkpoint whose parameters are not these by name and shape."""
+        there = self._extra(step)["shapes"]
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        here = {_key(path): list(leaf.shape) for path, leaf in leaves}
+        if names := [n for n in sorted(there | here) if there.get(n) != here.get(n)]:
+            lines = (f"  {n}: {there.get(n)} there, {here.get(n)} here" for n in names[:10])
+            raise ValueError(
+                f"{self.folder / str(step)} holds another model, which differs in:\n"
+                + "\n".join(lines)
+            )
+
+    def _extra(self, step: int) -> dict:
+        return self._manager.restore(
             step, args=ocp.args.Composite(extra=ocp.args.JsonRestore())
-        ).extra["types"]
+        ).extra
+
+    def restore_params(self, config: Config, step: int, placed: dict | None = None) -> dict:
+        """Only the parameters, in the types they were saved in, where `placed` has them lie."""
+        kinds = self._extra(step)["types"]
         like = jax.tree_util.tree_map_with_path(
-            lambda path, x: jax.ShapeDtypeStruct(x.shape, kinds[_key(path)]), _param_shapes(config)
+            lambda path, x: jax.ShapeDtypeStruct(x.shape, kinds[_key(path)]), shapes(config)
         )
+        if placed is not None:
+            like = laid_out(like, placed)
         return self._manager.restore(
             step, args=ocp.args.Composite(params=ocp.args.StandardRestore(_shapes(like)))
         ).params
@@ -187,9 +209,14 @@ class Checkpoints:
 
 
 def load_run(
-    workdir: str | os.PathLike, which: Literal["best", "latest"] = "best"
+    workdir: str | os.PathLike,
+    which: Literal["best", "latest"] = "best",
+    mesh: jax.sharding.Mesh | None = None,
+    rules: str | Rules | None = None,
 ) -> tuple[Config, dict, Path | None]:
     """The model of a run: config, parameters, and the folder of its tokenizer if it has one.
+
+    With a mesh, parameters lie on it by the rules, whatever mesh they were saved from.
 
     Raises:
         ValueError: `workdir` is no run, or has no checkpoint yet.
@@ -202,7 +229,8 @@ def load_run(
     step = checkpoints.best if which == "best" else checkpoints.latest
     if step is None:
         raise ValueError(f"{checkpoints.folder} has no checkpoint: let the run reach one first")
-    params = checkpoints.restore_params(config, step)
+    placed = None if mesh is None else shardings(config, mesh, rules)
+    params = checkpoints.restore_params(config, step, placed)
     checkpoints.close()
     tokenizer = workdir / TOKENIZER
     return config, params, tokenizer if tokenizer.is_dir() else None
@@ -306,12 +334,14 @@ def check_run(workdir: str | os.PathLike, record: dict, free: Sequence[str] = ()
 
 
 def _save_args(params: dict, rest: dict | None, extra: dict) -> ocp.args.Composite:
-    kinds = {
-        _key(path): str(x.dtype) for path, x in jax.tree_util.tree_flatten_with_path(params)[0]
+    leaves = {_key(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    about = {
+        "types": {name: str(x.dtype) for name, x in leaves.items()},
+        "shapes": {name: list(x.shape) for name, x in leaves.items()},
     }
     items = {
         "params": ocp.args.StandardSave(params),
-        "extra": ocp.args.JsonSave(extra | {"types": kinds}),
+        "extra": ocp.args.JsonSave(extra | about),
     }
     if rest is not None:
         items["state"] = ocp.args.StandardSave(rest)
@@ -320,12 +350,12 @@ def _save_args(params: dict, rest: dict | None, extra: dict) -> ocp.args.Composi
 
 def _rest(state: TrainState) -> dict:
     """The state without its parameters. Orbax 0.11 restores no typed keys: this one is numbers."""
-    data = jax.eval_shape if isinstance(state.rng, jax.ShapeDtypeStruct) else lambda f, x: f(x)
-    return {
-        "step": state.step,
-        "opt_state": state.opt_state,
-        "rng": data(jax.random.key_data, state.rng),
-    }
+    if isinstance(state.rng, jax.ShapeDtypeStruct):
+        numbers = jax.eval_shape(jax.random.key_data, state.rng)
+        numbers = laid_out(numbers, state.rng.sharding) if state.rng.sharding else numbers
+    else:
+        numbers = jax.random.key_data(state.rng)
+    return {"step": state.step, "opt_state": state.opt_state, "rng": numbers}
 
 
 def _shapes(tree: Any) -> Any:
@@ -337,13 +367,6 @@ def _shapes(tree: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
 
     return jax.tree.map(shape, tree)
-
-
-def _param_shapes(config: Config) -> dict:
-    from zoo.decoder import Decoder
-
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    return jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)
 
 
 def _key(path: tuple) -> str:

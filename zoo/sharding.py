@@ -149,6 +149,17 @@ def use(mesh: Mesh, rules: str | Rules | None = None) -> Iterator[None]:
         ValueError: a rule for an axis that does not exist, or an axis of the mesh without a rule.
     """
     rules = find_rules(rules)
+    check_mesh(mesh, rules)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(activation_rules(rules)):
+        yield
+
+
+def check_mesh(mesh: Mesh | AbstractMesh, rules: Rules) -> None:
+    """Refuses rules for an axis that does not exist, and an axis of the mesh without a rule.
+
+    Raises:
+        ValueError: it names them.
+    """
     _check_mesh_axes(rules, mesh)
     named = {axis for axes in rules.values() for axis in as_tuple(axes)}
     if idle := [f"{a}={n}" for a, n in mesh.shape.items() if n > 1 and a not in named]:
@@ -156,8 +167,6 @@ def use(mesh: Mesh, rules: str | Rules | None = None) -> Iterator[None]:
             f"mesh axis {', '.join(idle)} is in no rule, so that its devices would all do the same "
             f"work: use a table that names it, or make it 1; the rules name {', '.join(named)}"
         )
-    with jax.set_mesh(mesh), nn.logical_axis_rules(activation_rules(rules)):
-        yield
 
 
 def logical_axes(cfg: Config) -> dict:
@@ -229,6 +238,13 @@ def cache_shardings(cache: Cache, mesh: Mesh, rules: str | Rules | None = None) 
     return jax.tree.map(place, logical_axes_of(cache), cache, is_leaf=_is_names)
 
 
+def laid_out(shapes: Any, placed: Any) -> Any:
+    """The shapes of a tree of arrays, with where each lies."""
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, placed
+    )
+
+
 def batch_sharding(mesh: Mesh, rules: str | Rules | None, rows: int) -> NamedSharding:
     """Where the arrays [B, T] of a batch of B = `rows` lie.
 
@@ -292,7 +308,8 @@ def _uneven(mesh: Mesh | AbstractMesh, name: str, size: int, axes: Axes, where: 
 
 def _sizes(mesh: Mesh | AbstractMesh, axes: Axes) -> str:
     """('data', 'fsdp') -> "data=2 x fsdp=4"."""
-    return " x ".join(f"{axis}={mesh.shape[axis]}" for axis in as_tuple(axes))
+    sizes = {axis: mesh.shape[axis] for axis in as_tuple(axes)}
+    return " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
 
 
 def _parts(mesh: Mesh | AbstractMesh, axes: Axes) -> int:

@@ -51,6 +51,15 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
     again.close()
 
 
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), {})
+    checkpoints.wait()
+    with pytest.raises(ValueError, match=r"another model.*\n  params/a/w: \[3\] there, \[4\] here"):
+        checkpoints.restore(state(1, size=4))
+    checkpoints.close()
+
+
 def test_last_ones_and_the_best_are_kept(tmp_path):
     saved = Checkpoints(tmp_path, keep=2)
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, None), (6, 1.5)):

@@ -138,6 +138,45 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, cache, tmp_path,
     assert (workdir / "evaluation.json").exists()
 
 
+def test_a_run_moves_between_meshes(finished, tmp_path, cache):
+    """Begun on one device, ended on eight, and read on another eight and on one."""
+    workdir = tmp_path / "whole"
+    shutil.copytree(finished[0], workdir)
+    shutil.rmtree(workdir / "checkpoints/48")
+    outcome = loop.run(settings(mesh="data=2,expert=2,tensor=2"), workdir, cache)
+    for moved, stayed in zip(*map(without_speed, (workdir, finished[0])), strict=True):
+        assert moved == pytest.approx(stayed, rel=1e-5)
+    again = prepare_run(settings(mesh="fsdp=4,tensor=2"), workdir, cache)
+    again.checkpoints.close()
+    want, extra = final_state(finished[0], cache)
+    assert again.extra == extra
+    moments = jax.tree.leaves(again.state.opt_state)
+    for leaf, one in zip(*map(jax.tree.leaves, (again.state.params, want.params)), strict=True):
+        assert len(leaf.sharding.device_set) == 8
+        np.testing.assert_allclose(leaf, one, atol=1e-5 * np.abs(one).max())
+    cut = [x for x in moments if not x.sharding.is_fully_replicated]
+    assert len(cut) > len(moments) / 2
+    elsewhere = measure(workdir, cache_dir=cache, mesh="data=4,tensor=2")
+    assert elsewhere["loss"] == pytest.approx(outcome.summary["loss"], rel=1e-5)
+    assert_equal(zoo.load(workdir / "hf").params, checkpoint.load_run(workdir, "latest")[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mesh": "fsdp=16"}, "holds 16 device.*there are 8"),
+        ({"mesh": "fsdp=8"}, "a batch of 4 rows does not divide over fsdp=8: 8 would"),
+        ({"mesh": "data=2,tensor=4"}, "heads=2 does not divide by tensor=4: 2 would"),
+        ({"mesh": "data=4,tensor=2", "rules": "fsdp"}, "tensor=2 is in no rule"),
+        ({"rules": "fdsp"}, "did you mean 'fsdp'"),
+    ],
+)
+def test_meshes_that_do_not_fit_stop_before_work(tmp_path, cache, changes, message):
+    with pytest.raises(ValueError, match=message):
+        prepare_run(settings(**changes), tmp_path / "run", cache)
+    assert not (tmp_path / "run").exists()
+
+
 def test_nan_stops_and_keeps_the_last_good_step(finished, tmp_path, cache):
     """A weight becomes NaN after step 32, as if the update had overflowed."""
     workdir = tmp_path / "whole"

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +37,7 @@ def generate(
     eos: int | Sequence[int] = (),
     rng: jax.Array | None = None,
 ) -> list[list[int]]:
-    """Continues each prompt by up to `max_new_tokens` tokens.
+    """Continues each prompt by up to `max_new_tokens` tokens; on a mesh within `sharding.use`.
 
     Args:
         model: the decoder; its dtype is that of the computation and of the cache.
@@ -63,7 +64,10 @@ def generate(
     stops = np.atleast_1d(np.asarray(eos, np.int32))
     model, params = unstack.prepare(model, params)
     key = jax.random.key(0) if rng is None else rng
-    made, count = _program(model, params, tokens, lengths, sampling, stops, key, max_new_tokens)
+    rules = tuple(nn.get_logical_axis_rules())
+    made, count = _program(
+        model, params, tokens, lengths, sampling, stops, key, max_new_tokens, rules
+    )
     made, count = np.asarray(made), np.asarray(count)
     return [row[:n].tolist() for row, n in zip(made, count, strict=True)]
 
@@ -77,7 +81,7 @@ class _State(NamedTuple):
     count: jax.Array  # i32[B], tokens of each row that count
 
 
-@functools.partial(jax.jit, static_argnums=(0, 7))
+@functools.partial(jax.jit, static_argnums=(0, 7, 8))
 def _program(
     model: Decoder,
     params: dict,
@@ -87,7 +91,9 @@ def _program(
     stops: jax.Array,
     key: jax.Array,
     max_new_tokens: int,
+    rules: tuple,
 ) -> tuple[jax.Array, jax.Array]:
+    """`rules` are those in force, named so that others are another program."""
     batch, length = tokens.shape
     slots, room = jnp.arange(length)[None], length + max_new_tokens
     out = model.apply(

@@ -8,13 +8,12 @@ from pathlib import Path
 import jax
 
 from zoo.checkpoint import is_run
-from zoo.data import eval_batches
 from zoo.hf.load import read
 from zoo.hf.save import save_hf
 from zoo.hf.source import Source
 from zoo.inference.generate import generate
 from zoo.training import plots
-from zoo.training.evaluate import Report, evaluate
+from zoo.training.evaluate import Report
 from zoo.training.logs import read_metrics
 from zoo.training.run import Run
 
@@ -26,16 +25,15 @@ def finish(run: Run) -> dict:
         What was measured, and the path of everything that was written.
     """
     folder, split = run.workdir, run.settings.evaluation.split
-    report = evaluate(
-        run.eval_step, run.state.params, eval_batches(run.data, split, run.eval_rows), run.config,
-        run.bytes_per_target(split),
-    )  # fmt: skip
+    with run.layout.use():
+        report = run.evaluate(split)
     found = {"step": run.step, "split": split, **report.to_json()}
     (folder / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
     paths = {"evaluation": folder / "evaluation.json", **_plot(run, report)}
     if run.settings.samples.prompts:
         paths["samples"] = folder / "samples.txt"
-        write_samples(run, paths["samples"])
+        with run.layout.use():
+            write_samples(run, paths["samples"])
     paths["hf"] = folder / "hf"
     export(run, paths["hf"])
     return found | {"paths": {name: str(path) for name, path in paths.items()}}

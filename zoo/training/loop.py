@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from signal import Signals
 
 import jax
-from absl import logging
 
-from zoo.data import eval_batches, train_batches
-from zoo.training.evaluate import evaluate
+from zoo.data import train_batches
 from zoo.training.finish import finish, write_samples
 from zoo.training.logs import Display, MetricsWriter
 from zoo.training.optimizer import learning_rate
@@ -54,8 +52,6 @@ def run(
         NotFinite: the loss left the finite numbers.
         SaveError: a checkpoint could not be written.
     """
-    if jax.device_count() > 1:
-        logging.warning("Training uses one of the %d devices", jax.device_count())
     prepared = prepare_run(settings, workdir, cache_dir)
     try:
         signal = train(prepared)
@@ -77,7 +73,7 @@ def train(run: Run) -> Signals | None:
     steps = run.settings.steps
     if run.step >= steps:
         return None
-    with StopRequest() as stop, Display(steps, run.step) as display:
+    with StopRequest() as stop, Display(steps, run.step) as display, run.layout.use():
         loop = _Loop(run, display)
         try:
             while loop.step < steps and stop.signal is None:
@@ -100,14 +96,16 @@ class _Loop:
         settings, data = run.settings, run.data
         self.run, self.step, self._display = run, run.step, display
         self._step = make_step(
-            run.model, run.optimizer, settings.balance, settings.accumulate, settings.mtp_loss
-        )
+            run.model, run.optimizer, settings.balance, settings.accumulate, settings.mtp_loss,
+            run.placed,
+        )  # fmt: skip
         self._batches = train_batches(data)
         if run.extra is not None:
             self._batches.set_state(run.extra["data"])
         self._writer = MetricsWriter(run.workdir, run.step)
         self._flops = flops_per_token(run.config, data.window)
-        self._peak = peak_flops(jax.devices()[0])
+        mesh = run.layout.mesh
+        self._peak = mesh.size * peak if (peak := peak_flops(mesh.devices.flat[0])) else None
         self._pending: tuple[int, dict] | None = None
         self._batch: dict | None = None
         self._saved = run.step
@@ -116,7 +114,8 @@ class _Loop:
     def advance(self) -> None:
         """One step, and what is due after it."""
         self._batch = next(self._batches)
-        self.run.state, metrics = self._step(self.run.state, self._batch)
+        placed = self.run.layout.place(self._batch)
+        self.run.state, metrics = self._step(self.run.state, placed)
         self._read_back()
         self.step += 1
         self._pending = (self.step, metrics)
@@ -169,11 +168,7 @@ class _Loop:
         self._read_back()
         run, spec = self.run, self.run.settings.evaluation
         with self._speed.paused():
-            batches = eval_batches(run.data, spec.split, run.eval_rows, limit=spec.batches)
-            report = evaluate(
-                run.eval_step, run.state.params, batches, run.config,
-                run.bytes_per_target(spec.split),
-            )  # fmt: skip
+            report = run.evaluate(spec.split, spec.batches)
             self._require_finite(report.loss, f"on {spec.split}")
             found = {"loss": report.loss, "bits_per_byte": report.bits_per_byte}
             found = {f"validation_{name}": value for name, value in found.items()}
@@ -185,7 +180,8 @@ class _Loop:
 
     def _loss_now(self) -> float:
         rows = {name: x[: self.run.eval_rows] for name, x in self._batch.items()}
-        return float(self.run.eval_step(self.run.state.params, rows)["nll"])
+        placed = self.run.layout.place(rows)
+        return float(self.run.eval_step(self.run.state.params, placed)["nll"])
 
     def _require_finite(self, value: float, what: str, step: int | None = None) -> None:
         if math.isfinite(value):

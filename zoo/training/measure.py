@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from zoo import checkpoint
+from zoo import checkpoint, sharding
 from zoo.config import Config
 from zoo.data import eval_batches, prepare
 from zoo.decoder import Decoder
 from zoo.training.evaluate import evaluate, make_eval_step
+from zoo.training.layout import Layout, find_layout
 from zoo.training.run import compute_dtype
 from zoo.training.settings import Settings, from_config
 
@@ -25,25 +26,28 @@ def measure(
     batches: int | None = None,
     which: Literal["best", "latest"] = "latest",
     cache_dir: str | os.PathLike | None = None,
+    mesh: str | None = None,
 ) -> dict:
     """Measures a model on a split, as plain JSON values.
 
     Args:
         path: a run's working directory, or a Hugging Face folder.
-        config: settings whose data and dtype to use; a run has its own.
+        config: settings whose data, dtype, mesh and rules to use; a run has its own.
         split: of the data.
         batches: at most so many; all if None.
         which: checkpoint of a run.
         cache_dir: where prepared data is kept; `zoo.data.default_cache_dir()` if None.
+        mesh: where to measure, instead of on the mesh of the settings.
 
     Raises:
-        ValueError: no such model, no such split, or no data to use.
+        ValueError: no such model, no such split, or no data to use; or the mesh does not fit.
     """
-    model_config, params, tokenizer, settings = _load(Path(path), which)
-    if config is not None:
-        settings = from_config(config)
-    if settings is None:
-        raise ValueError(f"{path} is no run, so it does not say on which text: add --config=FILE")
+    settings = _settings(Path(path), config)
+    if mesh is not None:
+        settings = dataclasses.replace(settings, mesh=mesh)
+    layout = find_layout(settings)
+    sharding.batch_sharding(layout.mesh, layout.rules, settings.data.batch)
+    model_config, params, tokenizer = _load(Path(path), which, layout)
     data = settings.data
     if tokenizer is not None:
         data = dataclasses.replace(data, tokenizer=str(tokenizer))
@@ -57,22 +61,32 @@ def measure(
     model = Decoder(model_config, dtype=compute_dtype(settings.dtype))
     stats = data.splits[split]
     bytes_per_target = stats.bytes / stats.targets
-    report = evaluate(make_eval_step(model), params, found, model_config, bytes_per_target)
+    with layout.use():
+        batches = map(layout.place, found)
+        report = evaluate(make_eval_step(model), params, batches, model_config, bytes_per_target)
     about = {"model": str(path), "split": split, "window": data.window}
     return about | {"corpus_sha256": data.corpus_sha256} | report.to_json()
 
 
-def _load(
-    path: Path, which: Literal["best", "latest"]
-) -> tuple[Config, dict, Path | None, Settings | None]:
-    """Config, parameters in float32, folder of the tokenizer if any, settings if any."""
-    if checkpoint.is_run(path):
-        config, params, tokenizer = checkpoint.load_run(path, which)
-        tree = checkpoint.read_run(path)["settings"]
-        return config, params, tokenizer, tree and from_config(tree)
+def _settings(path: Path, config: Any) -> Settings:
+    """Those of `config`, or the run's own."""
     if not path.is_dir():
         raise ValueError(f"{path} is no folder: name a run's working directory or a model's folder")
+    if config is not None:
+        return from_config(config)
+    tree = checkpoint.read_run(path)["settings"] if checkpoint.is_run(path) else None
+    if tree is None:
+        raise ValueError(f"{path} is no run, so it does not say on which text: add --config=FILE")
+    return from_config(tree)
+
+
+def _load(
+    path: Path, which: Literal["best", "latest"], layout: Layout
+) -> tuple[Config, dict, Path | None]:
+    """Config, parameters in float32, and the folder of the tokenizer if any."""
+    if checkpoint.is_run(path):
+        return checkpoint.load_run(path, which, layout.mesh, layout.rules)
     from zoo.hf.load import load
 
-    found = load(path, dtype=jnp.float32)
-    return found.config, found.params, path if found.tokenizer is not None else None, None
+    found = load(path, layout.mesh, layout.rules, dtype=jnp.float32)
+    return found.config, found.params, path if found.tokenizer is not None else None

@@ -18,13 +18,15 @@ import optax
 
 from zoo import checkpoint
 from zoo.config import Config
-from zoo.data import DataConfig, Prepared, prepare
+from zoo.data import DataConfig, Prepared, eval_batches, prepare
 from zoo.decoder import Decoder
 from zoo.models import config, config_from_hf, config_to_hf, presets
-from zoo.training.evaluate import make_eval_step
+from zoo.sharding import laid_out
+from zoo.training.evaluate import Report, evaluate, make_eval_step
+from zoo.training.layout import Layout, find_layout
 from zoo.training.optimizer import make_optimizer
 from zoo.training.settings import RESUMABLE, Settings
-from zoo.training.step import Batch, TrainState, create_state
+from zoo.training.step import Batch, TrainState, create_state, state_shardings
 
 POLICIES: dict[str, Callable | None] = {
     "nothing": None,
@@ -38,15 +40,18 @@ class Run:
     """All that a loop needs.
 
     `state` is of the last checkpoint, with what was kept beside it in `extra`; or new, and None.
+    It lies where `placed` says, on the mesh of `layout`.
     """
 
     settings: Settings
+    layout: Layout
     workdir: Path
     config: Config
     model: Decoder
     optimizer: optax.GradientTransformation
     data: Prepared
     checkpoints: checkpoint.Checkpoints
+    placed: TrainState
     state: TrainState
     extra: dict | None
 
@@ -63,6 +68,14 @@ class Run:
     @property
     def step(self) -> int:
         return int(self.state.step)
+
+    def evaluate(self, split: str, batches: int | None = None) -> Report:
+        """Loss of the parameters on a split, or on so many of its first batches."""
+        found = eval_batches(self.data, split, self.eval_rows, limit=batches)
+        return evaluate(
+            self.eval_step, self.state.params, map(self.layout.place, found), self.config,
+            self.bytes_per_target(split),
+        )  # fmt: skip
 
     @property
     def tokenizer(self) -> Path:
@@ -90,7 +103,8 @@ def prepare_run(
         SaveError: the disk cannot hold a checkpoint.
     """
     workdir = Path(workdir).absolute()
-    model_config = find_config(settings)
+    layout, model_config = find_layout(settings), find_config(settings)
+    layout.check(model_config, settings.data.batch // settings.accumulate)
     record = _record(settings, model_config)
     resuming = checkpoint.is_run(workdir)
     if resuming:
@@ -113,11 +127,15 @@ def prepare_run(
     model = Decoder(model_config, dtype=dtype, remat=policy)
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     checkpoints = checkpoint.Checkpoints(workdir, settings.checkpoint.keep)
-    state, extra = _state(settings, model, optimizer, checkpoints, model_config)
+    placed = state_shardings(model, optimizer, layout.mesh, layout.rules)
+    state, extra = _state(settings, model, optimizer, checkpoints, layout, placed)
     if not resuming:
         checkpoint.copy_tokenizer(data.tokenizer.folder, workdir / checkpoint.TOKENIZER)
         checkpoint.write_run(workdir, record)
-    return Run(settings, workdir, model_config, model, optimizer, data, checkpoints, state, extra)
+    return Run(
+        settings, layout, workdir, model_config, model, optimizer, data, checkpoints, placed, state,
+        extra,
+    )  # fmt: skip
 
 
 def find_config(settings: Settings) -> Config:
@@ -215,21 +233,22 @@ def _state(
     model: Decoder,
     optimizer: optax.GradientTransformation,
     checkpoints: checkpoint.Checkpoints,
-    model_config: Config,
+    layout: Layout,
+    placed: TrainState,
 ) -> tuple[TrainState, dict | None]:
     if checkpoints.latest is not None:
         like = jax.eval_shape(lambda: create_state(model, optimizer, settings.seed))
-        return checkpoints.restore(like)
-    params = None if settings.init_from is None else load_params(settings.init_from)
-    state = create_state(model, optimizer, settings.seed, params)
+        return checkpoints.restore(laid_out(like, placed))
+    params = None if settings.init_from is None else load_params(settings.init_from, layout)
+    state = create_state(model, optimizer, settings.seed, params, placed)
     checkpoints.require_space(state)
     return state, None
 
 
-def load_params(path: str) -> dict:
+def load_params(path: str, layout: Layout) -> dict:
     """Weights of a Hugging Face folder or of a run's best checkpoint, in float32."""
     if checkpoint.is_run(path):
-        return checkpoint.load_run(path)[1]
+        return checkpoint.load_run(path, mesh=layout.mesh, rules=layout.rules)[1]
     from zoo.hf.load import load
 
-    return load(path, dtype=jnp.float32).params
+    return load(path, layout.mesh, layout.rules, dtype=jnp.float32).params

@@ -110,7 +110,9 @@ class Settings:
     None for the model of `init_from`, which is a Hugging Face folder or a finished run to take
     weights from. `data.batch` windows make a step, in `accumulate` microbatches. `seed` is of the
     parameters and of sampling. `dtype` "auto" is bfloat16 on accelerators and float32 on CPU;
-    masters are float32 either way. `remat` says what the backward pass recomputes: nothing, all but
+    masters are float32 either way. `mesh` is of `zoo.make_mesh`, over all devices, or None for the
+    first of them alone, and `rules` a table of `zoo.sharding.RULES` by name, one as a dict, or None
+    for the default. `remat` says what the backward pass recomputes: nothing, all but
     matrix products ("cheap"), or everything. `mtp_loss` weighs the loss of a model's layers of
     multi-token prediction.
     """
@@ -124,6 +126,8 @@ class Settings:
     remat: Literal["nothing", "cheap", "everything"] = "nothing"
     init_from: str | None = None
     log_every: int = 1
+    mesh: str | None = "fsdp=-1"
+    rules: dict | str | None = None
     mtp_loss: float = 0.3
     optimizer: Optimizer = field(default_factory=Optimizer)
     balance: Balance = field(default_factory=Balance)
@@ -151,8 +155,9 @@ class Settings:
             )
 
 
-RESUMABLE = ("log_every", "evaluation", "checkpoint", "samples")
-"""Fields that may change between two parts of one run: they watch it and do not steer it."""
+RESUMABLE = ("log_every", "evaluation", "checkpoint", "samples", "mesh", "rules")
+"""Fields that may change between two parts of one run: they watch it or say where it runs, and do
+not steer it."""
 
 
 def defaults() -> Any:

@@ -1,0 +1,56 @@
+"""Where a run lives: the mesh and the rules of its settings."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from zoo import sharding
+from zoo.config import Config
+from zoo.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A mesh, and the table of rules by which everything lies on it."""
+
+    mesh: jax.sharding.Mesh
+    rules: sharding.Rules
+
+    def use(self) -> AbstractContextManager[None]:
+        """Within it programs are traced for this mesh."""
+        return sharding.use(self.mesh, self.rules)
+
+    def check(self, config: Config, rows: int) -> None:
+        """Refuses a model, or a (micro)batch of so many rows, that the mesh does not divide.
+
+        Raises:
+            ValueError: it says what would.
+        """
+        sharding.check_mesh(self.mesh, self.rules)
+        sharding.shardings(config, self.mesh, self.rules)
+        sharding.batch_sharding(self.mesh, self.rules, rows)
+
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """The arrays [B, T] of a batch, cut over the devices."""
+        rows = len(batch["tokens"]) * jax.process_count()
+        lie = sharding.batch_sharding(self.mesh, self.rules, rows)
+        return {k: jax.make_array_from_process_local_data(lie, x) for k, x in batch.items()}
+
+
+def find_layout(settings: Settings) -> Layout:
+    """The layout that settings name, before any work.
+
+    Raises:
+        ValueError: a mesh or a table that does not exist, or does not fit the devices.
+    """
+    spec, devices = settings.mesh, None
+    if spec is None:
+        spec, devices = "data=1", jax.devices()[:1]
+    rules = settings.rules
+    if isinstance(rules, dict):  # JSON and command lines have no tuples
+        rules = {k: tuple(v) if isinstance(v, list) else v for k, v in rules.items()}
+    return Layout(sharding.make_mesh(spec, devices), sharding.find_rules(rules))
