@@ -2,10 +2,14 @@
 
 The folder is written beside its destination under a temporary name, tensor by tensor, and takes its
 place in the end, so a save that is killed, or that fills the disk, loses nothing that was there.
+
+Parameters spread over several processes are gathered tensor by tensor; each process writes its
+share of the files, into a folder that all of them see.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import os
@@ -19,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from zoo import hosts
 from zoo.config import Config
 from zoo.hf import sidecars, stored, strided
 from zoo.hf.layout import shapes
@@ -105,23 +110,19 @@ def save_hf(
     _check_space(out, need)
 
     values = _Values(tensors, flat, source)
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    temporary = out.with_name(f".{out.name}.{hosts.agree(secrets.randbits(31)):08x}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        for shard in shards:
-            same = _same_file(shard, source)
-            write(
-                temporary / shard.name,
-                shard.specs,
-                values.arrays(shard.specs),
-                shard.metadata,
-                same.header if same else None,
-            )
-        for name, content in files.items():
-            data = content if isinstance(content, bytes) else content.read_bytes()
-            write_atomically(temporary / name, lambda f, data=data: f.write(data))
-        _keep_foreign_files(out, temporary)
-        _replace(out, temporary)
+        temporary.mkdir(parents=True, exist_ok=True)
+        for i, shard in enumerate(shards):
+            _write_shard(temporary, shard, values, source, hosts.is_turn(i))
+        hosts.meet(f"{out.name}: tensors")
+        if hosts.is_first():
+            for name, content in files.items():
+                data = content if isinstance(content, bytes) else content.read_bytes()
+                write_atomically(temporary / name, lambda f, data=data: f.write(data))
+            _keep_foreign_files(out, temporary)
+            _replace(out, temporary)
+        hosts.meet(f"{out.name}: folder")
     except OSError as e:
         if e.errno in FULL:
             raise OSError(
@@ -132,6 +133,18 @@ def save_hf(
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_shard(
+    folder: Path, shard: Shard, values: _Values, source: Source | None, mine: bool
+) -> None:
+    """Writes one file; where it is another process's, only takes part in gathering its tensors."""
+    arrays, same = values.arrays(shard.specs), _same_file(shard, source)
+    if mine:
+        header = same.header if same else None
+        write(folder / shard.name, shard.specs, arrays, shard.metadata, header)
+    else:
+        collections.deque(arrays, maxlen=0)
 
 
 class _Values:
@@ -162,7 +175,7 @@ class _Values:
             return np.asarray(value)[at]
         row = at[:1]
         if path not in self.rows or self.rows[path][0] != row:
-            self.rows[path] = (row, np.asarray(value[row] if row else value))
+            self.rows[path] = (row, hosts.gathered(value[row] if row else value))
         return self.rows[path][1][at[1:]]
 
 
@@ -199,11 +212,6 @@ def _check_params(config: Config, flat: dict[str, Any]) -> None:
             raise ValueError(
                 f"params: {path} is {flat[path].dtype}; a checkpoint holds bfloat16, float16 or "
                 "float32: cast it first"
-            )
-        arrays = (x for x in jax.tree.leaves(flat[path]) if isinstance(x, jax.Array))
-        if not all(array.is_fully_addressable for array in arrays):
-            raise ValueError(
-                f"params: {path} is spread over several processes; gather it on one to save it"
             )
 
 
