@@ -19,7 +19,7 @@ VOCAB, DIM = 6, 16
 LOCAL = Layer(Attention(2, 1, 8, Rope(8), window=4), MLP(24))
 FULL = Layer(Attention(2, 2, 8, Rope(8)), MLP(24))
 LATENT = Layer(MLA(2, None, 8, 6, 4, 6, Rope(4)), MLP(24))
-CFG = Config(VOCAB, DIM, (Stack(2, (LOCAL, FULL)),), mtp=(LOCAL, LATENT))
+CFG = Config(VOCAB, DIM, (Stack(2, (LOCAL, FULL)),), mtp=(LATENT, LOCAL))
 SMALL = Config(VOCAB, DIM, (Stack(1, (LOCAL,)),))
 PROMPTS = [[3, 1, 4, 1, 5], [2], [i * i % VOCAB for i in range(40)]]
 
