@@ -28,6 +28,7 @@ TIMEOUT = flags.DEFINE_float("timeout", 600.0, "Seconds that an answer may take.
 BODY = flags.DEFINE_integer("body_bytes", 8 * 2**20, "Bytes of a request.")
 EMBED = flags.DEFINE_integer("embed_tokens", 512, "Of a text to embed; 0: no embeddings.")
 DRAIN = flags.DEFINE_integer("drain", 30, "Seconds that answers have left after SIGTERM.")
+MESH = flags.DEFINE_string("mesh", None, 'Devices for each model, "tensor=8"; the first if unset.')
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the computation.")
 
 
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> None:
             routes=ROUTES.value,
             drain=DRAIN.value,
             dtype=DTYPE.value,
+            mesh=MESH.value,
         )
     except (ValueError, OSError) as e:
         fail(e, status=2)

@@ -197,7 +197,7 @@ def _serve(args: argparse.Namespace) -> int:
     )
     folders = command.named(args.folder, args.model)
     where = dict(host=args.host, port=args.port, routes=args.routes, drain=args.drain)
-    return command.serve(folders, settings, dtype=args.dtype, **where)
+    return command.serve(folders, settings, dtype=args.dtype, mesh=args.mesh, **where)
 
 
 def _dtype(name: str | None):
@@ -296,6 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--queue", type=int, default=64, help="requests that may wait for a slot")
     verb.add_argument("--timeout", type=float, default=600.0, help="seconds for an answer")
     verb.add_argument("--embed-tokens", type=int, default=512, help="of a text to embed; 0: none")
+    verb.add_argument("--mesh", help='devices that a model is laid over, "tensor=8"')
     verb.add_argument("--drain", type=int, default=30, help="seconds left after SIGTERM")
     verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
     verb.set_defaults(run=_serve)

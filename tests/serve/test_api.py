@@ -8,9 +8,11 @@ import numpy as np
 import openai
 import pytest
 
+import zoo
 from tests.inference.test_engine import compiled  # noqa: F401 (a fixture)
 from tests.serve.conftest import LIMITS, served
 from zoo.serve.model import start
+from zoo.sharding import shardings
 
 HI = [{"role": "user", "content": "Hi"}]
 LONGER = [
@@ -191,6 +193,9 @@ def test_tokens_and_back(site, parts):
 def test_what_is_served_and_counted(site):
     (model,) = site.client.models.list().data
     assert (model.id, model.object, model.max_model_len) == ("tiny", "model", 256)
+    assert site.client.models.retrieve("tiny") == model
+    with pytest.raises(openai.NotFoundError, match="there is no model 'x/y'"):
+        site.client.models.retrieve("x/y")
     assert site.ask("GET", "/health") == (200, {"status": "ok", "failed": {}})
     before = metric(site, 'zoo_generated_tokens_total{model="tiny"}')
     site.client.completions.create(model="tiny", prompt="a", max_tokens=7)
@@ -282,3 +287,21 @@ def test_no_request_waits_for_a_compiler(parts, compiled):  # noqa: F811
         assert chat(model="tiny", messages=HI, max_tokens=1).usage.prompt_tokens_details
         site.client.embeddings.create(model="tiny", input=["a", "b" * 32])
     assert not compiled
+
+
+def test_a_model_over_two_devices_says_the_same(site, parts):
+    mesh = zoo.make_mesh("tensor=2", jax.devices()[:2])
+    cfg = parts.decoder.cfg
+    placed = jax.device_put(parts.params, shardings(cfg, mesh))
+    limits = dataclasses.replace(LIMITS, slots=2, length=64)
+    over = start("over", dataclasses.replace(parts, params=placed, mesh=mesh), limits)
+    with served({"over": over}, limits) as other:
+        asked = dict(messages=HI, max_tokens=8, temperature=0)
+        want = site.client.chat.completions.create(model="tiny", **asked)
+        found = other.client.chat.completions.create(model="over", **asked)
+        assert found.choices[0].message.content == want.choices[0].message.content
+        vectors = [
+            s.client.embeddings.create(model=name, input="tide").data[0].embedding
+            for s, name in ((site, "tiny"), (other, "over"))
+        ]
+    np.testing.assert_allclose(*vectors, atol=1e-5)

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from zoo.inference.requests import Request, Ticket, Token
 
 
+PATIENCE = 30.0
+"""Seconds in which a step must end when the runner is closed."""
+
+
 class Busy(RuntimeError):
     """The queue is full; try again later."""
 
@@ -135,10 +139,10 @@ class Runner:
         return jobs
 
     def close(self) -> None:
-        """Ends the thread after the step it is in; open jobs fail."""
+        """Ends the thread after the step it is in, or leaves it there; open jobs fail."""
         self._closed = True
         self._work.set()
-        self._thread.join()
+        self._thread.join(PATIENCE)
         self._give_up("the server is shutting down")
 
     def _run(self) -> None:

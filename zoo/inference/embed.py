@@ -8,6 +8,7 @@ Axes: T tokens of a text, padded, D embedding.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from zoo import sharding
 from zoo.decoder import Decoder
 from zoo.inference import unstack
 
@@ -26,9 +29,9 @@ SHORTEST, GROWTH = 32, 4
 class Embedder:
     """A model that embeds texts, one at a time; may be called from several threads."""
 
-    def __init__(self, model: Decoder, params: dict, longest: int):
-        """`longest` is the most tokens of a text."""
-        self.longest = longest
+    def __init__(self, model: Decoder, params: dict, longest: int, mesh: Mesh | None = None):
+        """`longest` is the most tokens of a text; `mesh` is that of `params`, if there is one."""
+        self.longest, self._mesh = longest, mesh
         self._model, self._params = unstack.prepare(model, params)
         self._lock = threading.Lock()
         self._lengths = [min(SHORTEST, longest)]
@@ -56,8 +59,11 @@ class Embedder:
         length = next(n for n in self._lengths if n >= len(tokens))
         padded = np.zeros((1, length), np.int32)
         padded[0, : len(tokens)] = tokens
-        with self._lock:  # one at a time: memory for one
+        with self._lock, self._placed():  # one at a time: memory for one
             return np.asarray(_embed(self._model, self._params, padded, np.int32(len(tokens))))
+
+    def _placed(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if self._mesh is None else sharding.use(self._mesh)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -198,7 +198,9 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _models(server: Server, request: Request) -> Response:
+def _listed(server: Server) -> list[dict[str, Any]]:
+    """Models, then routes, as OpenAI lists models."""
+
     def shown(name: str, created: int, **more: Any) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": created, "owned_by": "zoo", **more}
 
@@ -211,7 +213,19 @@ async def _models(server: Server, request: Request) -> Response:
         shown(name, since, routes_to=route.names, chat=True)
         for name, route in server.routes.items()
     ]
-    return JSONResponse({"object": "list", "data": found})
+    return found
+
+
+async def _models(server: Server, request: Request) -> Response:
+    return JSONResponse({"object": "list", "data": _listed(server)})
+
+
+async def _model(server: Server, request: Request) -> Response:
+    name = request.path_params["name"]
+    found = next((model for model in _listed(server) if model["id"] == name), None)
+    if found is None:
+        raise ApiError(f"there is no model {name[:80]!r}", 404, code="model_not_found")
+    return JSONResponse(found)
 
 
 async def _health(server: Server, request: Request) -> Response:
@@ -256,6 +270,7 @@ GETS = {
     "/health": (_health, True),
     "/openapi.json": (_openapi, True),
     "/v1/models": (_models, False),
+    "/v1/models/{name:path}": (_model, False),
     "/metrics": (_metrics, False),
     "/tokenizer_info": (tokens.tokenizer_info, False),
 }

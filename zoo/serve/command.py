@@ -18,6 +18,7 @@ from zoo.serve.app import make_app
 from zoo.serve.model import open_parts, start
 from zoo.serve.routing import read_routes
 from zoo.serve.settings import Settings
+from zoo.sharding import make_mesh
 
 KEYS = "ZOO_API_KEYS"
 """An environment variable: keys, divided by commas."""
@@ -67,6 +68,7 @@ def serve(
     routes: str | None = None,
     drain: int = 30,
     dtype: str | None = None,
+    mesh: str | None = None,
 ) -> int:
     """Serves until SIGTERM or Ctrl-C, then finishes what was begun; returns the exit status.
 
@@ -78,6 +80,7 @@ def serve(
         routes: a JSON file, see `zoo.serve.routing`.
         drain: seconds that answers have left after SIGTERM.
         dtype: of the computation; by default float32 on CPU and bfloat16 elsewhere.
+        mesh: devices that each model is laid over, "tensor=4,expert=2"; by default the first.
 
     Raises:
         ValueError: a folder, the routes or the settings are wrong.
@@ -86,9 +89,13 @@ def serve(
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     kind = jnp.dtype(dtype)
+    devices = make_mesh(mesh) if mesh else None
     found = read_routes(routes, folders) if routes else {}
     listening = _listen(host, port)  # before the weights: a port that is taken ends here
-    models = {name: start(name, open_parts(path, kind), settings) for name, path in folders.items()}
+    models = {
+        name: start(name, open_parts(path, kind, devices), settings)
+        for name, path in folders.items()
+    }
     if host not in LOOPBACK and not settings.keys:
         logging.warning("Everybody who reaches %s may use the models: there are no API keys", host)
     app = make_app(models, found, settings)

@@ -20,6 +20,8 @@ from zoo.serve.speech import Speech
 
 SPOKE = "x-zoo-model"
 """A header: the model that answered, whatever name was asked for."""
+LEFT = 10.0
+"""Seconds in which the end of a stream must be read."""
 
 
 def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
@@ -35,7 +37,8 @@ def headers(model: str) -> dict[str, str]:
 class EventStream(StreamingResponse):
     """Chunks as server-sent events, "[DONE]" last; an error is an event and the end.
 
-    However it ends, the speech is closed at once, which frees its slots.
+    However it ends, the speech is closed at once, which frees its slots. A client that does not
+    read is left a while after the answer's own time is up.
     """
 
     def __init__(self, chunks: AsyncIterator[dict], speech: Speech):
@@ -49,8 +52,13 @@ class EventStream(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         try:
-            async with contextlib.aclosing(self.body_iterator):
+            async with (
+                asyncio.timeout(self._speech.seconds + LEFT),
+                contextlib.aclosing(self.body_iterator),
+            ):
                 await super().stream_response(send)
+        except TimeoutError:
+            logging.warning("A client does not read its stream: the connection is closed")
         finally:
             self._speech.close()
 

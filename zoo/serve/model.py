@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 import zoo
 from zoo import checkpoint
@@ -22,6 +24,7 @@ from zoo.inference.engine import LONGEST, Engine
 from zoo.inference.text import Spelling
 from zoo.serve.pulse import Pulse
 from zoo.serve.settings import Settings
+from zoo.sharding import shardings
 
 if TYPE_CHECKING:
     import llguidance
@@ -39,6 +42,7 @@ class Parts:
         chat: its template, or None for a base model.
         eos: tokens that end a text.
         special: texts of special tokens by name: {"bos_token": "<s>", ...}.
+        mesh: of the parameters, if they are on several devices.
     """
 
     decoder: zoo.Decoder
@@ -47,6 +51,7 @@ class Parts:
     chat: Chat | None
     eos: tuple[int, ...]
     special: Mapping[str, str] = field(default_factory=dict)
+    mesh: Mesh | None = None
 
 
 @dataclass
@@ -110,11 +115,12 @@ def start(name: str, parts: Parts, settings: Settings, engine: Engine | None = N
     length = min(settings.length or LONGEST, most)
     if engine is None:
         sizes = dict(slots=settings.slots, length=length, prefix_bytes=settings.prefix_bytes)
-        engine = Engine(parts.decoder, parts.params, **sizes)
+        engine = Engine(parts.decoder, parts.params, mesh=parts.mesh, **sizes)
     engine.warm()
     embedder = None
     if settings.embed_tokens:
-        embedder = Embedder(parts.decoder, parts.params, min(settings.embed_tokens, most))
+        longest = min(settings.embed_tokens, most)
+        embedder = Embedder(parts.decoder, parts.params, longest, parts.mesh)
         embedder.warm()
     pulse = Pulse()
     capacity = settings.slots + settings.queue
@@ -122,8 +128,8 @@ def start(name: str, parts: Parts, settings: Settings, engine: Engine | None = N
     return Model(name, parts, length, runner, pulse, embedder)
 
 
-def open_parts(path: str, dtype: jnp.dtype = jnp.float32) -> Parts:
-    """Reads a Hugging Face folder, a repo id of the Hub or a run of train.py.
+def open_parts(path: str, dtype: jnp.dtype = jnp.float32, mesh: Mesh | None = None) -> Parts:
+    """Reads a Hugging Face folder, a repo id of the Hub or a run of train.py, onto a mesh if given.
 
     Raises:
         ValueError: it has no tokenizer, or a file is damaged.
@@ -133,9 +139,11 @@ def open_parts(path: str, dtype: jnp.dtype = jnp.float32) -> Parts:
     tokenizer = open_tokenizer(folder)
     if run:
         config, params, _ = checkpoint.load_run(path)
+        if mesh is not None:
+            params = jax.device_put(params, shardings(config, mesh))
         eos: tuple[int, ...] = ()
     else:
-        found = zoo.load(folder)
+        found = zoo.load(folder, mesh)
         config, params, eos = found.config, found.params, found.source.eos
     chat = open_chat(folder, tokenizer) if _has_template(folder) else None
     if chat is None and run:
@@ -143,7 +151,7 @@ def open_parts(path: str, dtype: jnp.dtype = jnp.float32) -> Parts:
 
         eos = (load_tokenizer(folder).eos,)
     special = special_tokens(folder, read_config(folder))
-    return Parts(zoo.Decoder(config, dtype=dtype), params, tokenizer, chat, eos, special)
+    return Parts(zoo.Decoder(config, dtype=dtype), params, tokenizer, chat, eos, special, mesh)
 
 
 def _has_template(folder: Path) -> bool:

@@ -118,7 +118,12 @@ def _limit(model: Model, prompt: Sequence[int], most: int | None) -> int:
 
 
 class Speech:
-    """The answers of a model to a plan, as they come; closing it frees their slots."""
+    """The answers of a model to a plan, as they come; closing it frees their slots.
+
+    Attributes:
+        completions: one for each request of the plan.
+        seconds: that all of it may take.
+    """
 
     def __init__(self, server: Server, model: Model, plan: Plan, began: float):
         """Submits the plan.
@@ -129,6 +134,7 @@ class Speech:
         self.model, self.plan = model, plan
         self.jobs = model.runner.submit(plan.requests)
         self._server, self._began = server, began
+        self.seconds = server.settings.timeout
         self.completions = [
             Completion(job, model.tokenizer, stop=plan.stop, skip_special=plan.skip_special)
             for job in self.jobs
@@ -156,8 +162,7 @@ class Speech:
         self._observe("zoo_answer_seconds")
 
     async def _read(self) -> AsyncIterator[tuple[int, Piece]]:
-        seconds = self._server.settings.timeout
-        deadline = asyncio.get_running_loop().time() + seconds
+        deadline = asyncio.get_running_loop().time() + self.seconds
         try:
             while not all(answer.finish for answer in self.completions):
                 due = self.model.pulse.next
@@ -168,7 +173,7 @@ class Speech:
                     async with asyncio.timeout_at(deadline):
                         await due.wait()
         except TimeoutError:
-            raise ApiError(f"the answer took more than {seconds:g} s", 504) from None
+            raise ApiError(f"the answer took more than {self.seconds:g} s", 504) from None
         finally:
             self.close()
             for answer in self.completions:
