@@ -107,14 +107,15 @@ def test_ids_that_a_model_gives_are_kept():
         assert form.parse(written)[0].id == id
 
 
+DEEP = '{"a":' * 20_000 + "}"
 NO_CALLS = ("Plain. [1, 2] {x}", "", '{"answer": 1}', "[see](x)", "[f(1)]", "[f(open('x'))]")
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=["deepseek", "kimi", "mistral", "qwen", "llama"])
-@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize("size", [7, 100_000])
 def test_what_is_no_call_stays_text(form, size):
     begun = form.opens[0]
-    for text in (*NO_CALLS, f"{begun} and then nothing", f"{begun}" + '{"name": 3}'):
+    for text in (*NO_CALLS, f"{begun} and then nothing", begun + '{"name": 3}', begun + DEEP):
         shown, rest, calls = read(form, text, size)
         assert (shown + rest, calls) == (text, [])
 

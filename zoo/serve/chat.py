@@ -65,7 +65,7 @@ async def _plan(body: Body, model: Model) -> Plan:
         raise ApiError(f"{model.name}'s chat template shows no calls of tools", param="tools")
     most = body.get("max_completion_tokens") or body.get("max_tokens")
     logprobs = (body.get("top_logprobs") or 0) if body.get("logprobs") else None
-    return plan(
+    return await plan(
         model, body, [await encode(model, body)], most,
         skip_special=not _tools(body), logprobs=logprobs,
     )  # fmt: skip

@@ -68,7 +68,9 @@ async def _plan(body: Body, prompts: Sequence[Prompt], model: Model) -> Plan:
         raise ApiError("max_tokens=0 needs echo and logprobs: else there is nothing to answer",
                        param="max_tokens")  # fmt: skip
     tokens = [await encode(model, prompt) for prompt in prompts]
-    return plan(model, body, tokens, most, logprobs=body.get("logprobs"), prompt_logprobs=scored)
+    return await plan(
+        model, body, tokens, most, logprobs=body.get("logprobs"), prompt_logprobs=scored
+    )
 
 
 def _scores_prompt(body: Body) -> bool:

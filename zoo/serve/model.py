@@ -89,7 +89,7 @@ class Model:
         import llguidance
 
         size = self.parts.decoder.cfg.vocab_size
-        return llguidance.LLTokenizer(self.tokenizer.to_str(), size, list(self.eos))
+        return llguidance.LLTokenizer(self.tokenizer.to_str(), size, list(self.eos) or None)
 
     @property
     def sampling(self) -> Mapping[str, float]:

@@ -38,7 +38,23 @@ class Plan:
     skip_special: bool = True
 
 
-def plan(
+async def plan(model: Model, body: Mapping[str, Any], *args: Any, **options: Any) -> Plan:
+    """The requests of a body, made in a thread: grammars may take their time to compile.
+
+    Args:
+        model: which would answer.
+        body: checked by its schema.
+        *args: prompts, as token ids, and how many new tokens each gets at most; None is as many
+            as fit.
+        **options: `skip_special` as in `Plan`, and others of `Request`.
+
+    Raises:
+        ApiError: they don't fit the model.
+    """
+    return await asyncio.to_thread(_plan, model, body, *args, **options)
+
+
+def _plan(
     model: Model,
     body: Mapping[str, Any],
     prompts: Sequence[list[int]],
@@ -47,19 +63,6 @@ def plan(
     skip_special: bool = True,
     **options: Any,
 ) -> Plan:
-    """The requests of a body.
-
-    Args:
-        model: which would answer.
-        body: checked by its schema.
-        prompts: token ids.
-        most: new tokens of each; None is as many as fit.
-        skip_special: as in `Plan`.
-        **options: others of `Request`.
-
-    Raises:
-        ApiError: they don't fit the model.
-    """
     stop, count, requests = body.get("stop") or (), body.get("n") or 1, []
     seed = body.get("seed")
     seed = secrets.randbits(32) if seed is None else seed
@@ -111,7 +114,6 @@ def _limit(model: Model, prompt: Sequence[int], most: int | None) -> int:
         raise ApiError(
             f"{len(prompt)} tokens of prompt{asked} do not fit the {model.length} tokens that "
             f"{model.name} has room for",
-            param="messages",
             code="context_length_exceeded",
         )
     return room if most is None else most

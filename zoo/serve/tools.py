@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 from zoo.inference.text import Cut
 
 JSON = json.JSONDecoder()
+NO_JSON = (ValueError, RecursionError)
+"""What reading JSON raises: a model may open brackets for ever."""
 
 
 class Call(NamedTuple):
@@ -75,9 +77,9 @@ class Reader:
         self._all += text
         if self._form.leads:
             start = self._all.lstrip()
-            if not start or any(o.startswith(start) or start.startswith(o) for o in self._opens):
+            opens = self._form.opens
+            if not start or any(o.startswith(start) or start.startswith(o) for o in opens):
                 return ""
-            self._cut = Cut(())
             new = self._all[len(self._shown) :]
         else:
             new = self._cut.push(text)
@@ -89,10 +91,6 @@ class Reader:
         rest = self._all[len(self._shown) :]
         calls = self._form.parse(rest) if rest else []
         return ("", calls) if calls else (rest, [])
-
-    @property
-    def _opens(self) -> tuple[str, ...]:
-        return self._form.opens
 
 
 def _call(name: Any, arguments: Any, id: str | None = None) -> Iterator[Call]:
@@ -107,7 +105,7 @@ def _call(name: Any, arguments: Any, id: str | None = None) -> Iterator[Call]:
 def _is_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
-    except ValueError:
+    except NO_JSON:
         return False
 
 
@@ -117,7 +115,7 @@ def _objects(text: str) -> Iterator[Any]:
     while (found := re.compile(r"[\[{]").search(text, place)) is not None:
         try:
             value, place = JSON.raw_decode(text, found.start())
-        except ValueError:
+        except NO_JSON:
             return
         yield from value if isinstance(value, list) else [value]
 
@@ -149,7 +147,7 @@ def _value(text: str) -> Any:
     """A parameter as JSON if it is that, else as a text."""
     try:
         return json.loads(text)
-    except ValueError:
+    except NO_JSON:
         return text
 
 
