@@ -1,6 +1,7 @@
 """Guessing ahead changes how fast text comes and not which: the same, or its distribution."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -10,8 +11,10 @@ import pytest
 
 import zoo
 from tests.examples import CONFIGS, random_params
-from zoo import cache
+from zoo import cache, sharding
 from zoo.config import MLA, MLP, Attention, Config, Layer, LongRope, Rope, Stack
+from zoo.inference import speculative
+from zoo.inference.generate import pad
 from zoo.inference.sampling import Sampling, keep
 from zoo.inference.speculative import speculate
 
@@ -66,6 +69,47 @@ def test_greedy_text_is_the_same(made, draft, eos):
     found = speculate(*made, PROMPTS, 24, draft=draft, ahead=3, eos=eos)
     assert found.tokens == want
     assert 0 <= found.accepted <= found.guessed == 3 * round(found.guessed / 3)
+
+
+def test_guesses_are_those_of_the_draft_without_a_cache(made):
+    """Two guesses in a row, before and after guesses were taken back: else few would be kept."""
+    model, params = made
+    plan, weights = speculative._Plan(model, model, True, 12, 2), (params, params)
+    begin, step, guess = (
+        jax.jit(f, static_argnums=0)
+        for f in (speculative._begin, speculative._round, speculative._guess)
+    )
+    key, sampling, stops = jax.random.key(4), Sampling(1.3), np.array([99], np.int32)
+    tokens, lengths = pad(PROMPTS[:2])
+    state = begin(plan, weights, tokens, lengths, sampling, stops, key)
+    drafted = jax.jit(functools.partial(model.apply, params, 0, method="draft"))
+    hidden_of = jax.jit(functools.partial(model.apply, params, method="hidden"))
+    for round_key in jax.random.split(key, 4):
+        guesses, q, _ = guess(plan, weights, sampling, round_key, state)
+        for b, prompt in enumerate(PROMPTS[:2]):
+            text = [*prompt, *state.made[b, : state.count[b]].tolist(), int(guesses[b, 0])]
+            row = np.zeros((1, 25), np.int32)
+            row[0, : len(text)] = text
+            hidden = hidden_of(row[:, :-1]).hidden
+            first = drafted(hidden, row[:, 1:]).hidden
+            known = len(text) - 3  # the newest state of the model: the draft goes on from its own
+            own = first[:, known : known + 1]
+            second = drafted(hidden.at[:, known + 1 : known + 2].set(own), row[:, 1:]).hidden
+            both = jnp.concatenate((own, second[:, known + 1 : known + 2]), axis=1)
+            logits = model.apply(params, both, method="logits")[0]
+            np.testing.assert_allclose(q[b], jax.nn.softmax(logits / 1.3), atol=1e-5)
+        state = step(plan, weights, sampling, stops, round_key, state)
+    assert 0 < state.accepted < state.guessed
+
+
+def test_devices_share_a_model_and_its_draft(made):
+    model, params = made
+    prompts = [*PROMPTS, [5, 5]]
+    mesh, rules = zoo.make_mesh("fsdp=4,tensor=2"), {**sharding.find_rules(), "kv_heads": None}
+    placed = jax.device_put(params, sharding.shardings(CFG, mesh, rules))
+    with sharding.use(mesh, rules):
+        found = speculate(model, placed, prompts, 12, ahead=3)
+    assert found.tokens == zoo.generate(model, params, prompts, 12)
 
 
 def test_a_model_accepts_all_of_its_own_guesses(made):
