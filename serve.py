@@ -28,6 +28,9 @@ TIMEOUT = flags.DEFINE_float("timeout", 600.0, "Seconds that an answer may take.
 BODY = flags.DEFINE_integer("body_bytes", 8 * 2**20, "Bytes of a request.")
 EMBED = flags.DEFINE_integer("embed_tokens", 512, "Of a text to embed; 0: no embeddings.")
 DRAIN = flags.DEFINE_integer("drain", 30, "Seconds that answers have left after SIGTERM.")
+ROUND = flags.DEFINE_enum("quantize", None, ["int8", "int4", "fp8"], "Round linear maps to it.")
+CACHES = ["float32", "bfloat16", "float8_e4m3fn"]
+CACHE = flags.DEFINE_enum("cache_dtype", None, CACHES, "What the cache keeps.")
 MESH = flags.DEFINE_string("mesh", None, 'Devices for each model, "tensor=8"; the first if unset.')
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the computation.")
 
@@ -42,6 +45,7 @@ def main(argv: list[str]) -> None:
         settings = Settings(
             slots=SLOTS.value,
             length=LENGTH.value,
+            cache_dtype=CACHE.value,
             prefix_bytes=PREFIX.value,
             queue=QUEUE.value,
             body_bytes=BODY.value,
@@ -59,6 +63,7 @@ def main(argv: list[str]) -> None:
             drain=DRAIN.value,
             dtype=DTYPE.value,
             mesh=MESH.value,
+            quantize=ROUND.value,
         )
     except (ValueError, OSError) as e:
         fail(e, status=2)

@@ -188,6 +188,7 @@ def _serve(args: argparse.Namespace) -> int:
     settings = Settings(
         slots=args.slots,
         length=args.length,
+        cache_dtype=args.cache_dtype,
         prefix_bytes=args.prefix_mib * 2**20,
         queue=args.queue,
         timeout=args.timeout,
@@ -197,7 +198,8 @@ def _serve(args: argparse.Namespace) -> int:
     )
     folders = command.named(args.folder, args.model)
     where = dict(host=args.host, port=args.port, routes=args.routes, drain=args.drain)
-    return command.serve(folders, settings, dtype=args.dtype, mesh=args.mesh, **where)
+    how = dict(dtype=args.dtype, mesh=args.mesh, quantize=args.quantize)
+    return command.serve(folders, settings, **where, **how)
 
 
 def _dtype(name: str | None):
@@ -296,6 +298,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--queue", type=int, default=64, help="requests that may wait for a slot")
     verb.add_argument("--timeout", type=float, default=600.0, help="seconds for an answer")
     verb.add_argument("--embed-tokens", type=int, default=512, help="of a text to embed; 0: none")
+    caches = ("float32", "bfloat16", "float8_e4m3fn")
+    verb.add_argument("--cache-dtype", choices=caches, help="what the cache keeps")
+    _add_quantize(verb)
     verb.add_argument("--mesh", help='devices that a model is laid over, "tensor=8"')
     verb.add_argument("--drain", type=int, default=30, help="seconds left after SIGTERM")
     verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -18,10 +19,12 @@ import pytest
 import zoo
 from tests.examples import random_params
 from tests.inference.test_talk import TEMPLATE
-from tests.serve.conftest import Site
+from tests.serve.conftest import LIMITS, Site, served
 from tests.serve.test_abuse import ASK, sent
 from zoo.cli import main
+from zoo.quantized import is_quantized
 from zoo.serve import command
+from zoo.serve.model import open_parts, start
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -68,12 +71,13 @@ def process(*command: str):
         reader.join(60)
 
 
-LIMITS = ("--slots=2", "--length=1024", "--embed_tokens=0")
+FLAGS = ("--slots=2", "--length=1024", "--embed_tokens=0")
+SMALL = dataclasses.replace(LIMITS, slots=2, length=64, embed_tokens=0)
 
 
 def test_killed_and_begun_again_it_answers_and_told_to_stop_it_finishes(folder):
     """The port is taken over at once, and what was begun before SIGTERM comes whole."""
-    flags = [flag.replace("_", "-") for flag in LIMITS]
+    flags = [flag.replace("_", "-") for flag in FLAGS]
     with process("-m", "zoo", "serve", str(folder), "--port=0", *flags) as (server, port):
         site = Site(port, {})
         stream = site.client.completions.create(**{**ASK, "max_tokens": 900}, stream=True)
@@ -82,7 +86,7 @@ def test_killed_and_begun_again_it_answers_and_told_to_stop_it_finishes(folder):
         with pytest.raises(openai.APIConnectionError):
             site.client.models.list()
         server.wait()
-    again = ("serve.py", f"--model=tiny={folder}", f"--port={port}", *LIMITS)
+    again = ("serve.py", f"--model=tiny={folder}", f"--port={port}", *FLAGS)
     with process(*again) as (server, _):
         answer = site.client.chat.completions.create(
             model="tiny", messages=[{"role": "user", "content": "secret words"}], max_tokens=3
@@ -137,3 +141,17 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path, monkeypatch):
     (tmp_path / "keys").write_text("a\n\n b \n")
     assert command.keys_of(str(tmp_path / "keys")) == ("a", "b", "c", "d")
     assert command.hosts_of("0.0.0.0", ["zoo.example"]) == (*command.LOOPBACK, "zoo.example")
+
+
+def test_rounded_weights_are_served(folder):
+    """As `zoo.generate` has them."""
+    parts = open_parts(folder, quantize="int8")
+    assert is_quantized(parts.params)
+    limits = dataclasses.replace(SMALL, cache_dtype="float32")
+    prompt = parts.tokenizer.encode("What is a tide?").ids
+    want = zoo.generate(parts.decoder, parts.params, [prompt], 8)[0]
+    with served({"tiny": start("tiny", parts, limits)}, limits) as site:
+        found = site.client.completions.create(
+            model="tiny", prompt=prompt, max_tokens=8, temperature=0
+        )
+        assert found.choices[0].text == parts.tokenizer.decode(want)

@@ -69,6 +69,7 @@ def serve(
     drain: int = 30,
     dtype: str | None = None,
     mesh: str | None = None,
+    quantize: str | None = None,
 ) -> int:
     """Serves until SIGTERM or Ctrl-C, then finishes what was begun; returns the exit status.
 
@@ -81,6 +82,7 @@ def serve(
         drain: seconds that answers have left after SIGTERM.
         dtype: of the computation; by default float32 on CPU and bfloat16 elsewhere.
         mesh: devices that each model is laid over, "tensor=4,expert=2"; by default the first.
+        quantize: "int8", "int4" or "fp8": what linear maps are rounded to.
 
     Raises:
         ValueError: a folder, the routes or the settings are wrong.
@@ -93,7 +95,7 @@ def serve(
     found = read_routes(routes, folders) if routes else {}
     listening = _listen(host, port)  # before the weights: a port that is taken ends here
     models = {
-        name: start(name, open_parts(path, kind, devices), settings)
+        name: start(name, open_parts(path, kind, devices, quantize), settings)
         for name, path in folders.items()
     }
     if host not in LOOPBACK and not settings.keys:

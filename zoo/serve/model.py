@@ -114,8 +114,16 @@ def start(name: str, parts: Parts, settings: Settings, engine: Engine | None = N
     most = parts.decoder.cfg.max_length
     length = min(settings.length or LONGEST, most)
     if engine is None:
-        sizes = dict(slots=settings.slots, length=length, prefix_bytes=settings.prefix_bytes)
-        engine = Engine(parts.decoder, parts.params, mesh=parts.mesh, **sizes)
+        kept = None if settings.cache_dtype is None else jnp.dtype(settings.cache_dtype)
+        engine = Engine(
+            parts.decoder,
+            parts.params,
+            slots=settings.slots,
+            length=length,
+            cache_dtype=kept,
+            prefix_bytes=settings.prefix_bytes,
+            mesh=parts.mesh,
+        )
     engine.warm()
     embedder = None
     if settings.embed_tokens:
@@ -128,8 +136,19 @@ def start(name: str, parts: Parts, settings: Settings, engine: Engine | None = N
     return Model(name, parts, length, runner, pulse, embedder)
 
 
-def open_parts(path: str, dtype: jnp.dtype = jnp.float32, mesh: Mesh | None = None) -> Parts:
-    """Reads a Hugging Face folder, a repo id of the Hub or a run of train.py, onto a mesh if given.
+def open_parts(
+    path: str,
+    dtype: jnp.dtype = jnp.float32,
+    mesh: Mesh | None = None,
+    quantize: str | None = None,
+) -> Parts:
+    """Reads a Hugging Face folder, a repo id of the Hub or a run of train.py.
+
+    Args:
+        path: it.
+        dtype: of the computation.
+        mesh: devices to lay the parameters over; None is the first.
+        quantize: "int8", "int4" or "fp8": what linear maps are rounded to, as `zoo.load` does.
 
     Raises:
         ValueError: it has no tokenizer, or a file is damaged.
@@ -141,9 +160,11 @@ def open_parts(path: str, dtype: jnp.dtype = jnp.float32, mesh: Mesh | None = No
         config, params, _ = checkpoint.load_run(path)
         if mesh is not None:
             params = jax.device_put(params, shardings(config, mesh))
+        if quantize is not None:
+            params = zoo.quantize(params, quantize)
         eos: tuple[int, ...] = ()
     else:
-        found = zoo.load(folder, mesh)
+        found = zoo.load(folder, mesh, quantize=quantize)
         config, params, eos = found.config, found.params, found.source.eos
     chat = open_chat(folder, tokenizer) if _has_template(folder) else None
     if chat is None and run:
