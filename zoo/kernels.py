@@ -201,9 +201,9 @@ def quantized_matmul(x: jax.Array, codes: jax.Array, scales: jax.Array, form: Fo
         return _by_floats(x, codes, scales, form, 1)
 
     def integers(x, codes, scales):
-        return quantized_cpu.matmul(x, codes, scales, form)
+        return quantized_cpu.matmul(x, codes, scales)
 
-    if not INTEGER_PRODUCTS or not quantized_cpu.serves(form, codes, len(x)):
+    if not INTEGER_PRODUCTS or not quantized_cpu.serves(form, codes):
         return floats(x, codes, scales)
     return lax.platform_dependent(x, codes, scales, cpu=integers, default=floats)
 

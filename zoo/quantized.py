@@ -64,8 +64,8 @@ class Whole:
 class Nibbles:
     """Two integers from -8 to 7 per signed byte: 16 * second + first + 8.
 
-    The first is of the first half of a row and the second of the second, so that each half is a
-    matrix of its own (`zoo.quantized_cpu`).
+    The first is of the first half of a row and the second of the second, so that unpacking takes
+    neighbours to neighbours.
     """
 
     def width(self, columns):
