@@ -57,6 +57,21 @@ def test_show_counts_parameters(capsys, folder):
     assert "x 2" in out
 
 
+def test_show_lays_parameters_on_a_mesh(capsys, folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    status, out, _ = run(capsys, "show", folder, "--mesh", "fsdp=8,tensor=2")
+    assert status == 0
+    rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.count("│") == 5}
+    gate = [part.strip() for part in rows["stack_0/layer_0/mlp/gate/w"].split("│")]
+    assert gate[2:5] == ["[2, 32, 48]", "1: fsdp, 2: tensor", f"{2 * 4 * 24 * 2:,}"]
+    assert "whole" in rows["final_norm/scale"]
+    params = zoo.load(folder).params
+    assert f"{sum(x.size for x in jax.tree.leaves(params)) * 2:,}" in rows["total"]
+    status, _, err = run(capsys, "show", folder, "--mesh", "tensor=4")
+    assert status == 2
+    assert "kv_heads=2 does not divide by tensor=4: 2 would" in err
+
+
 def test_show_and_list_know_deepseek_v3(capsys):
     status, out, _ = run(capsys, "show", "deepseek-v3")
     assert status == 0

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import zoo
@@ -35,6 +36,16 @@ def test_chat_guide_runs(capsys):
     first, _, answer = capsys.readouterr().out.partition("\n\n")
     assert first == "user: What is a tide?"
     assert answer
+
+
+def test_meshes_guide_runs():
+    scope, folder = {}, str(ROOT / "tests" / "golden" / "llama")
+    for block in blocks("meshes.md"):
+        exec(compile(block.replace("path/to/hf-folder", folder), "docs/meshes.md", "exec"), scope)
+    assert len(scope["texts"][0]) == 4
+    assert scope["rules"]["kv_heads"] is None
+    same = zip(*map(jax.tree.leaves, (scope["ckpt"].params, scope["fresh"])), strict=True)
+    assert all(a.sharding == b.sharding for a, b in same)
 
 
 def test_engine_guide_runs(capsys):

@@ -104,3 +104,32 @@ def test_a_mesh_equals_one_device(kind, spec):
     np.testing.assert_allclose(got, logits, atol=1e-5 * np.abs(logits).max())
     np.testing.assert_allclose(steps, losses, rtol=1e-5)
     np.testing.assert_allclose(first, norm, rtol=1e-5)
+
+
+def test_generate_on_a_mesh_equals_one_device():
+    """Three prompts, which the mesh does not divide, of three lengths."""
+    model, params, batch = made("moe")
+    prompts = [row[:n].tolist() for row, n in zip(batch["tokens"], (5, 9, 2), strict=False)]
+    want = zoo.generate(model, params, prompts, 6)
+    mesh = zoo.make_mesh("fsdp=2,expert=2,tensor=2")
+    placed = jax.device_put(params, sharding.shardings(model.cfg, mesh))
+    with sharding.use(mesh):
+        assert zoo.generate(model, placed, prompts, 6) == want
+
+
+def test_experts_within_stages_equal_one_device():
+    cfg = single("moe", MoE(8, 2, 28))
+    model, tokens = zoo.Decoder(cfg, microbatches=2), made("moe")[2]["tokens"]
+    params = random_params(model)
+    mesh = zoo.make_mesh("stage=2,expert=2,data=2")
+
+    @jax.value_and_grad
+    def loss(params):
+        return model.apply(params, tokens).logits.var()
+
+    want, slope = jax.jit(loss)(params)
+    with sharding.use(mesh):
+        got, found = jax.jit(loss)(jax.device_put(params, sharding.shardings(cfg, mesh)))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (found, slope)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 import zoo
 from tests.examples import CONFIGS, random_params
@@ -34,6 +35,22 @@ def test_make_mesh_fills_and_orders_axes():
 def test_make_mesh_refuses(spec, says):
     with pytest.raises(ValueError, match=says):
         zoo.make_mesh(spec)
+
+
+def test_one_axis_joins_slices(monkeypatch):
+    """Two slices of four chips each, as TPU's compiler describes them."""
+    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(name, "1")
+    found = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2", num_slices=2)
+
+    def slices(spec: str) -> list:
+        devices = zoo.make_mesh(spec, found.devices).devices.squeeze()
+        return np.vectorize(lambda device: device.slice_index)(devices).tolist()
+
+    assert slices("fsdp=4,data=2") == [[0] * 4, [1] * 4]
+    assert slices("tensor=2,fsdp=4") == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    with pytest.raises(ValueError, match="over 2 slices: make one of data, stage, fsdp a multiple"):
+        zoo.make_mesh("tensor=8", found.devices)
 
 
 def test_every_parameter_has_logical_axes(cfg):

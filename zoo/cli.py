@@ -48,9 +48,13 @@ def _list(args: argparse.Namespace) -> None:
 def _show(args: argparse.Namespace) -> None:
     import rich
 
-    from zoo.describe import tree
+    from zoo.describe import placement, tree
 
-    rich.print(tree(find_config(args.model), args.model))
+    config = find_config(args.model)
+    if args.mesh is None:
+        rich.print(tree(config, args.model))
+    else:
+        rich.print(placement(config, args.mesh, args.rules, args.dtype))
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -256,6 +260,9 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("show", help="a model's tree of shapes, and its counts")
     verb.add_argument("model", help="a preset, a Hugging Face folder, a config.json or a run")
+    verb.add_argument("--mesh", help='where every parameter lies on one, such as "fsdp=8,tensor=2"')
+    verb.add_argument("--rules", help="a table of zoo.sharding.RULES, instead of the default")
+    verb.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     verb.set_defaults(run=_show)
 
     command.add(verbs)

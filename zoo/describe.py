@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from rich.table import Table
 from rich.tree import Tree
 
-from zoo import cache
+from zoo import cache, sharding
 from zoo.axes import unboxed
 from zoo.config import Config, MoE
 from zoo.decoder import Decoder
@@ -65,6 +66,50 @@ def tree(cfg: Config, title: str) -> Tree:
     )
     _grow(root, shapes(cfg)["params"], cfg)
     return root
+
+
+def placement(
+    cfg: Config, mesh: str, rules: str | None = None, dtype: jnp.dtype = jnp.bfloat16
+) -> Table:
+    """Where every parameter lies on a mesh, which need not exist, and its bytes on each device.
+
+    Args:
+        cfg: the model.
+        mesh: as for `zoo.make_mesh`, without -1.
+        rules: a table of `zoo.sharding.RULES`.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: as `zoo.sharding.shardings`.
+    """
+    abstract = sharding.abstract_mesh(mesh)
+    placed = sharding.shardings(cfg, abstract, rules)
+    sharding.check_mesh(abstract, sharding.find_rules(rules))
+    table = Table(
+        "parameter", "shape", "cut over", "on each device",
+        title=f"{abstract.size} devices: {mesh} ({jnp.dtype(dtype).name})", show_footer=True,
+    )  # fmt: skip
+    table.columns[3].justify = "right"
+    total = held = 0
+    leaves = jax.tree_util.tree_leaves_with_path(shapes(cfg, dtype)["params"])
+    for (path, leaf), where in zip(leaves, jax.tree.leaves(placed), strict=True):
+        size = leaf.dtype.itemsize
+        part = math.prod(where.shard_shape(leaf.shape)) * size
+        total, held = total + leaf.size * size, held + part
+        name = "/".join(key.key for key in path)
+        table.add_row(name, str(list(leaf.shape)), _cut(where), f"{part:,}")
+    for column, text in zip(table.columns, ("total", "", f"{total:,}", f"{held:,}"), strict=True):
+        column.footer = text
+    return table
+
+
+def _cut(where: jax.sharding.NamedSharding) -> str:
+    """ "0: fsdp, 2: data x tensor": mesh axes larger than 1, by the number of the array's axis."""
+    found = []
+    for i, axes in enumerate(where.spec):
+        axes = [a for a in sharding.as_tuple(axes) if where.mesh.shape[a] > 1]
+        found += [f"{i}: {' x '.join(axes)}"] if axes else []
+    return ", ".join(found) or "whole"
 
 
 def human(count: int) -> str:

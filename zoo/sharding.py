@@ -19,6 +19,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zoo.axes import Axes, Rules, as_tuple, partition_spec, unboxed
@@ -54,6 +55,9 @@ than those of a product's output: `fsdp` (arXiv:2304.11277, ZeRO-3) and `expert`
 heads, hidden units and vocabulary (arXiv:1909.08053); `context` cuts rows (`zoo.ring`),
 `stage` the layers of a stack (`zoo.pipeline`)."""
 
+ACROSS_SLICES = ("data", "stage", "fsdp")
+"""Axes that move least per step: gradients, activations between stages, weights; in this order."""
+
 DEFAULT = "fsdp_tensor_expert"
 """Uses whichever of these axes a mesh has; an axis of size 1 changes nothing."""
 
@@ -61,13 +65,27 @@ DEFAULT = "fsdp_tensor_expert"
 def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh from "data=2,fsdp=-1": sizes multiply to the devices, -1 fills, absent axes are 1.
 
+    Over several slices, which only slow links join, one of `ACROSS_SLICES` goes from slice to slice
+    and all other axes stay within one.
+
     Raises:
         ValueError: an unknown or repeated axis, a size that is no number, or sizes that do not fit.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = mesh_sizes(spec, len(devices))
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+    axis = next((a for a in ACROSS_SLICES if sizes[a] % slices == 0), None)
+    if axis is None:
+        raise ValueError(
+            f"mesh {spec!r} is over {slices} slices: make one of {', '.join(ACROSS_SLICES)} a "
+            f"multiple of {slices}, since the other axes are too much for the links between them"
+        )
+    across = tuple(slices if name == axis else 1 for name in AXES)
+    within = tuple(size // n for size, n in zip(sizes.values(), across, strict=True))
+    return Mesh(create_hybrid_device_mesh(within, across, devices), AXES, axis_types=types)
 
 
 def abstract_mesh(spec: str) -> AbstractMesh:
