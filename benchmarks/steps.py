@@ -37,12 +37,12 @@ def ours(model: zoo.Decoder, params: dict, tokens: np.ndarray) -> Callable[[], f
     return run
 
 
-def theirs(model: Any, tokens: np.ndarray) -> Callable[[], float]:
-    """The same with a transformers model, which changes in place."""
+def theirs(model: Any, tokens: np.ndarray, device: str = "cpu") -> Callable[[], float]:
+    """The same with a transformers model, which changes in place and is on torch's `device`."""
     import torch
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
-    ids = torch.tensor(tokens)
+    ids = torch.tensor(tokens, device=device)
 
     def run() -> float:
         optimizer.zero_grad()

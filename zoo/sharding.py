@@ -19,7 +19,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zoo.axes import Axes, Rules, as_tuple, partition_spec, unboxed
@@ -75,8 +75,11 @@ def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     sizes = mesh_sizes(spec, len(devices))
     types = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # An axis may lie on a part of a torus' axis: 32 x 8 on a slice of 16 x 16.
+    split = dict(allow_split_physical_axes=True)
     if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+        placed = create_device_mesh(tuple(sizes.values()), devices, **split)
+        return Mesh(placed, AXES, axis_types=types)
     axis = next((a for a in ACROSS_SLICES if sizes[a] % slices == 0), None)
     if axis is None:
         raise ValueError(
@@ -85,7 +88,7 @@ def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
         )
     across = tuple(slices if name == axis else 1 for name in AXES)
     within = tuple(size // n for size, n in zip(sizes.values(), across, strict=True))
-    return Mesh(create_hybrid_device_mesh(within, across, devices), AXES, axis_types=types)
+    return Mesh(create_hybrid_device_mesh(within, across, devices, **split), AXES, axis_types=types)
 
 
 def abstract_mesh(spec: str) -> AbstractMesh:

@@ -1,4 +1,4 @@
-"""Every family on the accelerator against the CPU: logits, cached logits, in float32 and bfloat16."""
+"""Every family on the accelerator against the CPU, with and without a cache, in both types."""
 
 from __future__ import annotations
 

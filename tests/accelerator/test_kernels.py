@@ -1,4 +1,4 @@
-"""The accelerator's kernels against plain mathematics: grouped products, attention, a mesh of one."""
+"""The accelerator's kernels against plain mathematics, and training on a mesh of one."""
 
 from __future__ import annotations
 

@@ -64,12 +64,13 @@ class Layout:
         return activations_per_token(self.cfg, layer) / self.parts("mlp", "heads")
 
 
-def temporaries(layout: Layout, param_bytes: int) -> float:
+def temporaries(layout: Layout, param_bytes: int, cache_bytes: int = 0) -> float:
     """Bytes of activations, gradients and buffers that a device needs at the peak.
 
     Args:
         layout: of the program.
         param_bytes: of the parameters on a device.
+        cache_bytes: of the cache, which a decoding step's scan writes anew, layer by layer.
     """
     cfg, work, tokens = layout.cfg, layout.work, layout.tokens
     boundary = tokens * cfg.embed_dim * BF16
@@ -84,7 +85,10 @@ def temporaries(layout: Layout, param_bytes: int) -> float:
     if work.mode == "prefill":
         logits = 0.0
     if work.mode != "train":
-        return 2 * whole * BF16 + 2 * tokens * widest * BF16 + 4 * boundary + 2 * logits * F32
+        again = cache_bytes if work.mode == "decode" else 0
+        return (
+            again + 2 * whole * BF16 + 2 * tokens * widest * BF16 + 4 * boundary + 2 * logits * F32
+        )
     kept = sum(times * _kept(layout, layer) for layer, times in layers) * tokens * BF16
     gradients = param_bytes * (2 if work.accumulate > 1 else 1)
     working = 2 * whole * BF16 + 3 * tokens * widest * BF16 + 6 * boundary

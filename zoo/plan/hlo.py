@@ -266,12 +266,15 @@ def _kind(one: _Instruction, computation: str) -> str | None:
 
 
 def _is_new(one: _Instruction, channels: set[str]) -> bool:
-    """TPUs run one collective beside several fusions, each of which names it, by its channel."""
-    channel = re.search(r"channel_id=(\d+)", one.attributes)
+    """TPUs run one collective beside several fusions, each of which names it: by its channel, and
+    by what it was in the program, as several may share a channel."""
+    channel = re.search(r"channel_id=\d+", one.attributes)
     if channel is None:
         return True
-    known = channel[1] in channels
-    channels.add(channel[1])
+    named = re.search(r'op_name="[^"]*"', one.attributes)
+    key = channel[0] + (named[0] if named is not None else "")
+    known = key in channels
+    channels.add(key)
     return not known
 
 

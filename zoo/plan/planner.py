@@ -155,7 +155,7 @@ def make_plan(
     layout = estimate.Layout(cfg, work, sizes, rules)
     found, how = _compiled(cfg, work, topology, spec, rules) if compile else (None, "arithmetic")
     if found is None:
-        temporaries = int(estimate.temporaries(layout, held[0] // cores)) * cores
+        temporaries = int(estimate.temporaries(layout, held[0] // cores, held[2] // cores)) * cores
     else:
         temporaries = max(found.total * cores - sum(held), found.temporaries * cores)
     capacity = topology.chip.memory
