@@ -63,7 +63,8 @@ def test_products_are_those_of_the_floats_that_are_meant(rng, name, group, integ
     held = node(rng.normal(0, 0.1, (24, 10)).astype(np.float32)[None, :, None], name, group)
     held = jax.tree.map(lambda leaf: leaf[0], held)
     x = jnp.asarray(rng.normal(0, 1, (rows, 24)), jnp.float32).at[-1].multiply(1e-3)
-    assert quantized_cpu.serves(held.form, held.codes) == integer
+    assert quantized_cpu.serves(held.form, held.codes, rows) == integer
+    assert not quantized_cpu.serves(held.form, held.codes, 129)
     w = held.form.dequantize(held.codes, held.scales, None, jnp.float32)
     want = np.float64(x) @ np.float64(w).T
     for dtype, bound in ((jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)):

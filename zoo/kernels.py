@@ -203,7 +203,7 @@ def quantized_matmul(x: jax.Array, codes: jax.Array, scales: jax.Array, form: Fo
     def integers(x, codes, scales):
         return quantized_cpu.matmul(x, codes, scales)
 
-    if not INTEGER_PRODUCTS or not quantized_cpu.serves(form, codes):
+    if not INTEGER_PRODUCTS or not quantized_cpu.serves(form, codes, len(x)):
         return floats(x, codes, scales)
     return lax.platform_dependent(x, codes, scales, cpu=integers, default=floats)
 
