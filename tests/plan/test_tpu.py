@@ -66,6 +66,17 @@ def test_training_on_four_v5e_gathers_weights():
     assert found.memory.optimizer < 0.6 * alone.memory.optimizer
 
 
+def test_experts_on_four_v5e_stay_and_their_tokens_travel():
+    """Matrices of experts are gathered over fsdp at most; rows go over the axis expert."""
+    found = plan(EXPERTS, "v5e:2x2", "fsdp=2,expert=2", "train", 4)
+    assert found.kernels["tgmm"] == 3 * 3
+    travelling = [one for one in found.collectives if one.kind == "ragged-all-to-all"]
+    assert {one.axes for one in travelling} == {("expert",)}
+    weights = 3 * 3 * 8 * 128 * 128 * 2
+    gathered = [one for one in found.collectives if one.kind == "all-gather"]
+    assert sum(one.bytes for one in gathered if "expert" in one.axes) < weights / 8
+
+
 def test_prefill_on_v5p():
     found = plan(DENSE, "v5p:2x2x1", "fsdp=2,tensor=2", "prefill", 4)
     assert calls(found, "splash_mha_fwd") == 6

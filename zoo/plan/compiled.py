@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import time
+import warnings
 from dataclasses import dataclass
 
 import jax
@@ -83,7 +84,7 @@ def compile_for(
     with sharding.use(mesh, rules):
         lowered = wanted.run.lower(*wanted.arguments)
         try:
-            compiled = lowered.compile()
+            compiled = _compile(lowered)
         except jax.errors.JaxRuntimeError as e:
             needed = _needed(str(e))
             if needed is None:
@@ -95,6 +96,13 @@ def compile_for(
     counted = count(text, list(mesh.shape.items()))
     seconds = time.perf_counter() - start
     return Compiled(total, stats.temp_size_in_bytes, counted, seconds, text)
+
+
+def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """What JAX keeps of programs for absent devices it cannot read back, and would warn of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
+        return lowered.compile()
 
 
 _NEEDED = (
