@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from jax import export as jax_export
 
 import zoo
 from tests.examples import random_params
 from zoo import cli
+from zoo.hf import safetensors
 from zoo.inference.export import Sizes, export
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run_exported.py"
@@ -77,6 +79,25 @@ def test_one_program_per_platform_without_weights_in_it(folder, exported):
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(zoo.load(folder).params))
     assert weights <= (exported / "weights.safetensors").stat().st_size < 1.3 * weights
     assert (exported / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_rounded_weights_are_exported_as_they_are(folder, tmp_path):
+    checkpoint = zoo.load(folder, quantize="int8")
+    out = export(checkpoint, tmp_path / "out", sizes=SIZES)
+    manifest = json.loads((out / "manifest.json").read_text())
+    weights = safetensors.File(out / "weights.safetensors")
+    assert "stack_0_0/layer_0/attn/q/w/codes" in manifest["weights"]
+    assert sum(weights.specs[name].dtype == np.int8 for name in manifest["weights"]) == 14
+    file = out / manifest["programs"]["cpu"]["prefill"]
+    program = jax_export.deserialize(bytearray(file.read_bytes()))
+    arrays = [weights[name] for name in manifest["weights"]]
+    cache = [np.zeros(c["shape"], c["dtype"]) for c in manifest["cache"]]
+    tokens = np.array([PROMPT[:3], [7, 0, 0]], np.int32)
+    logits, _ = program.call(arrays, cache, tokens, np.array([3, 1], np.int32))
+    apply = jax.jit(zoo.Decoder(checkpoint.config).apply)
+    want = apply(checkpoint.params, tokens).logits
+    want = np.stack((want[0, 2], want[1, 0]))
+    np.testing.assert_allclose(logits, want, atol=1e-5 * np.abs(want).max())
 
 
 def test_what_cannot_be_exported_is_named(folder, exported, tmp_path):
