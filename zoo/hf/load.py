@@ -74,7 +74,7 @@ def load(
     Args:
         path_or_repo: a folder, or a repo id of the Hub (needs the extra `hf`).
         mesh: lays the parameters over these devices; by default they go to the first device.
-        rules: logical axis -> mesh axis, as in `zoo.sharding`.
+        rules: a table of `zoo.sharding.RULES` by name, one of yours, or None for the default.
         dtype: what to cast to, and to dequantise to; by default each parameter is as it is stored,
             and quantised ones are `zoo.quantized.Quantized`. Selection biases stay float32.
         quantize: "int8", "int4", "fp8" or a `zoo.rounding.Method`: what linear maps are rounded to,
