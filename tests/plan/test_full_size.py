@@ -26,6 +26,7 @@ pytestmark = [
         ("llama-3.1-8b", "v5e:4x4", "fsdp=16", "train", 16, 2048, True),
         ("llama-3.1-8b", "v6e:2x2", "tensor=4", "prefill", 4, 4096, True),
         ("llama-3.1-70b", "v5p:2x2x1", "tensor=4", "decode", 32, 4096, True),
+        ("kimi-k2", "v6e:16x16", "fsdp=8,expert=32", "decode", 512, 8192, True),
         ("llama-3.1-70b", "tpu7x:2x2x1", "tensor=8", "decode", 64, 8192, True),
     ],
 )

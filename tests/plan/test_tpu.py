@@ -101,6 +101,7 @@ def test_what_does_not_fit_says_by_how_much():
     assert found.memory.total == pytest.approx(2 * 8.19e9, rel=0.1)
 
 
-def test_a_slice_that_there_is_not_is_planned_by_arithmetic():
-    found = plan(DENSE, "v5e:3x5", "data=15", "decode", 15)
-    assert found.how.startswith("arithmetic: topology v5e:3x5")
+@pytest.mark.parametrize(("topology", "mesh"), [("v5e:3x5", "data=15"), ("v4:2x2x2", "data=8")])
+def test_a_slice_that_there_is_not_is_planned_by_arithmetic(topology, mesh):
+    found = plan(DENSE, topology, mesh, "decode", 120)
+    assert found.how.startswith(f"arithmetic: topology {topology}")

@@ -68,6 +68,11 @@ def devices(topology: Topology) -> list[jax.Device]:
         found = topologies.get_topology_desc(topology_name=name, platform="tpu", **alone)
     except Exception as e:  # whatever libtpu raises, its first line says what it does not know
         raise CannotCompile(f"topology {topology}: {str(e).splitlines()[0]}") from None
+    if len(found.devices) != topology.devices:  # v4, whose two cores run as one device
+        raise CannotCompile(
+            f"topology {topology}: libtpu makes {len(found.devices)} devices of it, not the "
+            f"{topology.devices} that JAX has there"
+        )
     return found.devices
 
 
