@@ -19,6 +19,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from zoo.training.flags import fail, parse_flags
+from zoo.training.launch import joined
 
 MODEL = flags.DEFINE_string("model", None, "A run's working directory, or a Hugging Face folder.")
 CONFIG = config_flags.DEFINE_config_file("config", None, "Where the data comes from, see configs/.")
@@ -42,10 +43,19 @@ flags.mark_flag_as_required("model")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         fail(f"unexpected argument {argv[1]!r}: name the model by --model", status=2)
+    with joined():
+        report()
+
+
+def report() -> None:
+    from zoo import hosts
+
     try:
         found = run_tasks() if TASKS.value else measure_text()
     except (ValueError, OSError) as e:
         fail(e, status=2)
+    if not hosts.is_first():
+        return
     text = json.dumps(found, indent=2, default=str)
     if OUT.value is None:
         print(text)

@@ -5,7 +5,7 @@
 
 The same command resumes a run that was stopped. `--workdir` ends up with checkpoints,
 metrics.jsonl, evaluation.json, samples.txt, loss.png, experts.png and hf/, the model as a Hugging
-Face folder.
+Face folder. On several hosts the same command runs on each (`docs/hosts.md`).
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from zoo.training.flags import fail, parse_flags
+from zoo.training.launch import joined
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file with get_config(), see configs/.")
 WORKDIR = flags.DEFINE_string(
@@ -28,6 +29,11 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         fail(f"unexpected argument {argv[1]!r}: fields are set by --config.NAME=VALUE", status=2)
+    with joined():
+        train()
+
+
+def train() -> None:
     from zoo.training import loop
     from zoo.training.settings import from_config
 

@@ -24,6 +24,7 @@ CONFIG = zoo.Config(
     ),
 )  # fmt: skip
 """A stack that is too short for stages and one that is not, as DeepSeek has them."""
+DENSE = zoo.Config(97, 32, (zoo.Stack(4, (zoo.Layer(ATTENTION, zoo.MLP(40)),)),))
 
 
 def rows(count=8, length=12):
@@ -41,13 +42,14 @@ def close(got, want, bound):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "microbatches", "remat"),
+    ("cfg", "mesh", "microbatches", "remat"),
     [
-        ("stage=4,data=2", 4, jax.checkpoint_policies.nothing_saveable),
-        ("stage=2,data=2,fsdp=2", None, None),
+        (DENSE, "stage=4,data=2", 4, jax.checkpoint_policies.nothing_saveable),
+        (CONFIG, "stage=2,data=2,fsdp=2", None, None),
     ],
+    ids=["four_stages", "experts"],
 )
-def test_a_train_step_in_stages_equals_one_device(mesh, microbatches, remat):
+def test_a_train_step_in_stages_equals_one_device(cfg, mesh, microbatches, remat):
     """Losses, gradient norm, parameters and routers' balance after three steps of SGD."""
     mesh, batch = zoo.make_mesh(mesh), rows()
     optimizer = optax.sgd(0.3)
@@ -63,13 +65,14 @@ def test_a_train_step_in_stages_equals_one_device(mesh, microbatches, remat):
     def start(model):
         return create_state(model, optimizer, 0, random_params(model))
 
-    whole = zoo.Decoder(CONFIG)
+    whole = zoo.Decoder(cfg)
     want = train(whole, start(whole))
-    model = zoo.Decoder(CONFIG, remat=remat, microbatches=microbatches)
+    model = zoo.Decoder(cfg, remat=remat, microbatches=microbatches)
     state = start(model)
-    placed = sharding.shardings(CONFIG, mesh)
+    placed = sharding.shardings(cfg, mesh)
     state = state.replace(params=jax.tree.map(jax.device_put, state.params, placed))
-    shard = state.params["params"]["stack_1"]["layer_0"]["attn"]["q"]["w"].addressable_shards[0]
+    last = state.params["params"][f"stack_{len(cfg.stacks) - 1}"]
+    shard = last["layer_0"]["attn"]["q"]["w"].addressable_shards[0]
     assert shard.data.shape[0] == 4 // mesh.shape["stage"]
     with sharding.use(mesh):
         got = train(model, state)
@@ -78,9 +81,8 @@ def test_a_train_step_in_stages_equals_one_device(mesh, microbatches, remat):
 
 def test_no_stage_is_sent_the_layers_of_another():
     """What travels are activations [..., 12, 32] and nothing else, one microbatch at a time."""
-    cfg = zoo.Config(97, 32, (zoo.Stack(4, (zoo.Layer(ATTENTION, zoo.MLP(40)),)),))
-    model, mesh = zoo.Decoder(cfg, microbatches=4), zoo.make_mesh("stage=4,data=2")
-    placed = sharding.shardings(cfg, mesh)
+    model, mesh = zoo.Decoder(DENSE, microbatches=4), zoo.make_mesh("stage=4,data=2")
+    placed = sharding.shardings(DENSE, mesh)
     params = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)), placed,

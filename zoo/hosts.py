@@ -80,6 +80,11 @@ def is_turn(number: int) -> bool:
     return number % jax.process_count() == jax.process_index()
 
 
+def share() -> dict[str, int]:
+    """Which part of every batch this process reads, as `zoo.data` asks for it."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
 def meet(name: str) -> None:
     """Returns when all processes have come to the place of this name."""
     if jax.process_count() > 1:
@@ -95,6 +100,15 @@ def agree(value: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def largest(value: int) -> int:
+    """The largest of all processes' values, for all."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
 def gathered(x: jax.Array | np.ndarray) -> np.ndarray:

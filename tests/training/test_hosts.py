@@ -1,6 +1,7 @@
 """Two processes on loopback train as one, outlive neither each other nor a kill, and go on."""
 
 import ast
+import json
 import os
 import signal
 import socket
@@ -13,16 +14,23 @@ import numpy as np
 import pytest
 
 import zoo
-from tests.training import hosts_child
+from tests.training import hosts_child, tiny
+from tests.training.test_loop import without_speed
 from zoo import hosts
+from zoo.training import loop
+from zoo.training.settings import from_config
 
 ROOT = Path(__file__).parents[2]
 
 
-def launch(workdir: Path, steps: int, pause: int = 0) -> list[subprocess.Popen]:
+def free_address() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def launch(workdir: Path, steps: int, pause: int = 0) -> list[subprocess.Popen]:
+    address = free_address()
     command = [
         sys.executable,
         "-m",
@@ -73,6 +81,34 @@ def test_kill_one_resume_and_export(tmp_path):
     got, single = (zoo.load(folder / "hf").params for folder in (together, alone))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(single), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_train_py_on_two_hosts_is_the_run_of_one(tmp_path):
+    """Metrics, the evaluation and the export; evaluations and checkpoints on the way."""
+    together, alone, cache = (tmp_path / name for name in ("together", "alone", "cache"))
+    changes = {"steps": 8, "evaluation.every": 4, "checkpoint.every": 4}
+    config = tiny.get_config()
+    config.update_from_flattened_dict(changes)
+    loop.run(from_config(config), alone, cache)
+    address = free_address()
+    command = [sys.executable, ROOT / "train.py", f"--config={tiny.__file__}:fsdp=-1"]
+    command += [f"--config.{name}={value}" for name, value in changes.items()]
+    command += [f"--workdir={together}", f"--cache_dir={cache}"]
+    command += [f"--coordinator={address}", "--processes=2"]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    processes = [
+        subprocess.Popen([*command, f"--process={i}"], cwd=ROOT, env=env, **pipes) for i in range(2)
+    ]
+    ends = [p.communicate(timeout=300) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], [error[-2000:] for _, error in ends]
+    for a, b in zip(*map(without_speed, (together, alone)), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    found, want = (json.loads((w / "evaluation.json").read_text()) for w in (together, alone))
+    assert found["loss"] == pytest.approx(want["loss"], rel=1e-5)
+    got, single = (zoo.load(folder / "hf").params for folder in (together, alone))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(single), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
 
 
 @pytest.mark.parametrize(

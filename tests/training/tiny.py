@@ -9,7 +9,7 @@ from zoo.training.settings import defaults
 CORPUS = Path(__file__).parents[1] / "data/corpus"
 
 
-def get_config() -> ConfigDict:
+def get_config(mesh: str | None = None) -> ConfigDict:
     config = defaults()
     config.model = ConfigDict(
         dict(
@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     data.validation_fraction, data.test_fraction = 0.25, 0.15
     data.vocab_size, data.window, data.batch = 400, 24, 4
     config.steps = 48
-    config.mesh = None
+    config.mesh = mesh
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup = 4
     config.evaluation.every = 16

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from zoo import hosts
 from zoo.config import Config
 from zoo.decoder import Decoder
 from zoo.training.losses import IGNORED
@@ -88,7 +89,7 @@ def evaluate(
         if len(sums) == 1:
             jax.block_until_ready(sums)
             compiled = time.perf_counter()
-    sums = jax.device_get(sums)
+    sums = jax.tree.map(hosts.gathered, sums)
     seconds = time.perf_counter() - start
     targets = sum(int(s["targets"]) for s in sums)
     if not targets:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from zoo import hosts
 from zoo.checkpoint import is_run
 from zoo.hf.load import read
 from zoo.hf.save import save_hf
@@ -28,8 +29,10 @@ def finish(run: Run) -> dict:
     with run.layout.use():
         report = run.evaluate(split)
     found = {"step": run.step, "split": split, **report.to_json()}
-    (folder / "evaluation.json").write_text(json.dumps(found, indent=2) + "\n")
-    paths = {"evaluation": folder / "evaluation.json", **_plot(run, report)}
+    paths = {"evaluation": folder / "evaluation.json"}
+    if hosts.is_first():
+        paths["evaluation"].write_text(json.dumps(found, indent=2) + "\n")
+        paths |= _plot(run, report)
     if run.settings.samples.prompts:
         paths["samples"] = folder / "samples.txt"
         with run.layout.use():
@@ -70,8 +73,9 @@ def write_samples(run: Run, path: Path) -> None:
         f"--- step {run.step}, prompt {prompt!r} ---\n{prompt}{tokenizer.decode(text, True)}\n"
         for prompt, text in zip(spec.prompts, texts, strict=True)
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(parts), encoding="utf-8")
+    if hosts.is_first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(parts), encoding="utf-8")
 
 
 def _source(folder: str) -> Source:

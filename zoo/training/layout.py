@@ -48,6 +48,11 @@ def find_layout(settings: Settings) -> Layout:
         ValueError: a mesh or a table that does not exist, or does not fit the devices.
     """
     spec, devices = settings.mesh, None
+    if spec is None and jax.process_count() > 1:
+        raise ValueError(
+            f"mesh=None is one device, but {jax.process_count()} processes work together: set a "
+            "mesh over the devices of all, such as mesh='fsdp=-1'"
+        )
     if spec is None:
         spec, devices = "data=1", jax.devices()[:1]
     rules = settings.rules

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from zoo import hosts
+
 METRICS = "metrics.jsonl"
 
 _QUIET_SECONDS = 10.0
@@ -18,32 +20,38 @@ _QUIET_SECONDS = 10.0
 class MetricsWriter:
     """Appends records to metrics.jsonl, and to TensorBoard where tensorboardX is installed.
 
+    Of several processes the first writes.
+
     A record is a flat dict with "step". What a run that stopped without saving wrote past its last
     checkpoint is dropped first, so that a resumed file reads like an uninterrupted one.
     """
 
     def __init__(self, workdir: str | os.PathLike, step: int):
+        self._file = self._board = None
+        if not hosts.is_first():
+            return
         path = Path(workdir) / METRICS
         kept = [r for r in read_metrics(workdir) if r["step"] <= step]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
         temporary.replace(path)
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
-        self._board = None
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
         if self._board is not None:
             for name, value in record.items():
                 if name != "step" and value is not None:
                     self._board.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -60,13 +68,18 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict]:
 
 
 class Display:
-    """A progress bar on a terminal, else a line every few seconds; on stderr."""
+    """A progress bar on a terminal, else a line every few seconds; on stderr.
+
+    Of several processes the first shows it.
+    """
 
     def __init__(self, steps: int, done: int):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._console = Console(
+            file=sys.stderr, highlight=False, soft_wrap=True, quiet=not hosts.is_first()
+        )
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(bar_width=24),

@@ -13,6 +13,7 @@ from signal import Signals
 
 import jax
 
+from zoo import hosts
 from zoo.data import train_batches
 from zoo.training.finish import finish, write_samples
 from zoo.training.logs import Display, MetricsWriter
@@ -76,7 +77,7 @@ def train(run: Run) -> Signals | None:
     with StopRequest() as stop, Display(steps, run.step) as display, run.layout.use():
         loop = _Loop(run, display)
         try:
-            while loop.step < steps and stop.signal is None:
+            while loop.step < steps and not stop.is_asked(loop.step):
                 loop.advance()
             loop.save()
             run.checkpoints.wait()
@@ -99,7 +100,7 @@ class _Loop:
             run.model, run.optimizer, settings.balance, settings.accumulate, settings.mtp_loss,
             run.placed,
         )  # fmt: skip
-        self._batches = train_batches(data)
+        self._batches = train_batches(data, **hosts.share())
         if run.extra is not None:
             self._batches.set_state(run.extra["data"])
         self._writer = MetricsWriter(run.workdir, run.step)
@@ -179,7 +180,9 @@ class _Loop:
         return report.loss
 
     def _loss_now(self) -> float:
-        rows = {name: x[: self.run.eval_rows] for name, x in self._batch.items()}
+        rows = {
+            name: x[: self.run.eval_rows // jax.process_count()] for name, x in self._batch.items()
+        }
         placed = self.run.layout.place(rows)
         return float(self.run.eval_step(self.run.state.params, placed)["nll"])
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from zoo import checkpoint, sharding
+from zoo import checkpoint, hosts, sharding
 from zoo.config import Config
 from zoo.data import eval_batches, prepare
 from zoo.decoder import Decoder
@@ -57,7 +57,7 @@ def measure(
             f"the tokenizer has {data.vocab_size} tokens and {path} {model_config.vocab_size}: put "
             "the model's own tokenizer beside it"
         )
-    found = eval_batches(data, split, limit=batches)
+    found = eval_batches(data, split, limit=batches, **hosts.share())
     model = Decoder(model_config, dtype=compute_dtype(settings.dtype))
     stats = data.splits[split]
     bytes_per_target = stats.bytes / stats.targets

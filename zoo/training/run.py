@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zoo import checkpoint
+from zoo import checkpoint, hosts
 from zoo.config import Config
 from zoo.data import DataConfig, Prepared, eval_batches, prepare
 from zoo.decoder import Decoder
@@ -71,7 +71,7 @@ class Run:
 
     def evaluate(self, split: str, batches: int | None = None) -> Report:
         """Loss of the parameters on a split, or on so many of its first batches."""
-        found = eval_batches(self.data, split, self.eval_rows, limit=batches)
+        found = eval_batches(self.data, split, self.eval_rows, limit=batches, **hosts.share())
         return evaluate(
             self.eval_step, self.state.params, map(self.layout.place, found), self.config,
             self.bytes_per_target(split),
@@ -129,9 +129,10 @@ def prepare_run(
     checkpoints = checkpoint.Checkpoints(workdir, settings.checkpoint.keep)
     placed = state_shardings(model, optimizer, layout.mesh, layout.rules)
     state, extra = _state(settings, model, optimizer, checkpoints, layout, placed)
-    if not resuming:
+    if not resuming and hosts.is_first():
         checkpoint.copy_tokenizer(data.tokenizer.folder, workdir / checkpoint.TOKENIZER)
         checkpoint.write_run(workdir, record)
+    hosts.meet("run is prepared")
     return Run(
         settings, layout, workdir, model_config, model, optimizer, data, checkpoints, placed, state,
         extra,

@@ -51,7 +51,7 @@ def create_state(
     With `placed`, the shardings of `state_shardings`, every array is made in its parts.
     """
     init, rng = jax.random.split(jax.random.key(seed))
-    tokens, step = jnp.zeros((1, 2), jnp.int32), jnp.zeros((), jnp.int32)
+    tokens = jnp.zeros((1, 2), jnp.int32)
 
     def compiled(make: Callable, where: Callable) -> Callable:
         return jax.jit(make, **({} if placed is None else {"out_shardings": where(placed)}))
@@ -61,7 +61,9 @@ def create_state(
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
     if placed is not None:
         params = jax.device_put(params, placed.params)
-        step, rng = jax.device_put((step, rng), (placed.step, placed.rng))
+    # Made by a program, as keys cannot be put onto devices of other processes.
+    begin = compiled(lambda rng: (jnp.zeros((), jnp.int32), rng), lambda s: (s.step, s.rng))
+    step, rng = begin(rng)
     opt_state = compiled(optimizer.init, lambda s: s.opt_state)(params["params"])
     return TrainState(step, params, opt_state, rng)
 
