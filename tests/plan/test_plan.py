@@ -1,13 +1,16 @@
 """The planner: published cases, arithmetic that must hold, the command, and bad input."""
 
+from typing import get_args
+
 import pytest
 
 import zoo
 from zoo.cli import main
 from zoo.config import Config
 from zoo.describe import size
-from zoo.plan import CHIPS, Workload, hardware, make_plan, parse
+from zoo.plan import CHIPS, Workload, command, hardware, make_plan, parse
 from zoo.plan.search import search
+from zoo.plan.workload import Mode, Remat
 from zoo.training.throughput import flops_per_token
 
 GiB = 2**30
@@ -134,6 +137,11 @@ def test_command_prints_a_plan_and_draws_it(capsys, tmp_path):
 def test_command_refuses(arguments, says, capsys):
     assert main(["plan", *arguments, "--arithmetic"]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_command_knows_what_workloads_know():
+    assert get_args(Mode) == command.MODES
+    assert get_args(Remat) == command.REMATS
 
 
 def test_workload_refuses():

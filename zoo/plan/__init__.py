@@ -7,8 +7,21 @@
 it made, `estimate` does the same by arithmetic, `search` ranks meshes, and `report` prints.
 """
 
-from zoo.plan.hardware import CHIPS, Chip, Topology, parse
-from zoo.plan.planner import Memory, Plan, make_plan
-from zoo.plan.workload import Workload
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "CHIPS": "hardware", "Chip": "hardware", "Topology": "hardware", "parse": "hardware",
+    "Memory": "planner", "Plan": "planner", "make_plan": "planner", "Workload": "workload",
+}  # fmt: skip
 
 __all__ = ["CHIPS", "Chip", "Memory", "Plan", "Topology", "Workload", "make_plan", "parse"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name when it is first used: the command line needs none of them to parse."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'zoo.plan' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"zoo.plan.{_HOME[name]}"), name)

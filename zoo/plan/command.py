@@ -6,24 +6,26 @@ import argparse
 import dataclasses
 import importlib.util
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
+
+MODES = ("train", "prefill", "decode")
+REMATS = ("nothing", "cheap", "everything")
+"""As `zoo.plan.workload` has them, which takes seconds to import."""
 
 
 def add(verbs: Any) -> None:
     """Adds the verb to an argument parser's subparsers."""
-    from zoo.plan.workload import Mode, Remat
-
     verb = verbs.add_parser("plan", help="memory, time and verdict on a slice, before renting it")
     verb.add_argument("model", nargs="?", help="a preset, a Hugging Face folder, a config.json")
     verb.add_argument("--config", help="a file of train.py, as configs/x.py, instead of a model")
     verb.add_argument("--topology", required=True, help="v5e:4x4, v5p:8x8x16, h100:64, ...")
     verb.add_argument("--mesh", default="fsdp=-1", help="as fsdp=16,expert=64; -1 fills")
     verb.add_argument("--rules", help="a table of zoo.sharding.RULES")
-    verb.add_argument("--mode", choices=get_args(Mode), default="train")
+    verb.add_argument("--mode", choices=MODES, default="train")
     verb.add_argument("--batch", type=int, help="rows on all chips together")
     verb.add_argument("--length", type=int, help="tokens of a window, a prompt or a cache's row")
     verb.add_argument("--accumulate", type=int, help="microbatches of a training step")
-    verb.add_argument("--remat", choices=get_args(Remat), help="what is recomputed backward")
+    verb.add_argument("--remat", choices=REMATS, help="what is recomputed backward")
     verb.add_argument("--tokens", type=float, help="a budget to give chip-hours for, as 1e12")
     verb.add_argument("--search", action="store_true", help="rank meshes and batches")
     verb.add_argument("--arithmetic", action="store_true", help="do not compile")
