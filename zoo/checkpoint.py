@@ -124,7 +124,9 @@ class Checkpoints:
 
     def _require_same(self, params: dict, step: int) -> None:
         """Refuses a checkpoint whose parameters are not these by name and shape."""
-        there = self._extra(step)["shapes"]
+        there = self._extra(step).get("shapes")
+        if there is None:  # earlier versions kept none; Orbax then compares what it can
+            return
         leaves = jax.tree_util.tree_leaves_with_path(params)
         here = {_key(path): list(leaf.shape) for path, leaf in leaves}
         if names := [n for n in sorted(there | here) if there.get(n) != here.get(n)]:

@@ -60,6 +60,20 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     checkpoints.close()
 
 
+def test_a_checkpoint_that_names_no_shapes_is_restored(tmp_path):
+    """As those of earlier versions do not."""
+    saved = Checkpoints(tmp_path)
+    saved.save(state(7), {})
+    saved.close()
+    (file,) = tmp_path.glob("**/7/extra/metadata")
+    extra = json.loads(file.read_text())
+    del extra["shapes"]
+    file.write_text(json.dumps(extra))
+    again = Checkpoints(tmp_path)
+    assert_equal(again.restore(state(0))[0], state(7))
+    again.close()
+
+
 def test_last_ones_and_the_best_are_kept(tmp_path):
     saved = Checkpoints(tmp_path, keep=2)
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, None), (6, 1.5)):
