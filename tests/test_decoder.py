@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import zoo
 from tests.examples import CONFIGS
@@ -117,7 +116,6 @@ def test_unstacking_on_cpu_copies_nothing(made):
     assert all(a.unsafe_buffer_pointer() == b.unsafe_buffer_pointer() for a, b in big)
 
 
-@pytest.mark.parametrize("cfg", ["features", "delta"], indirect=True)
 def test_rematerialised_and_unrolled_gradients_are_the_same(made):
     model, params, tokens = made
     remat = model.clone(remat=jax.checkpoint_policies.nothing_saveable, unroll=2)
