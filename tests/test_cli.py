@@ -42,6 +42,11 @@ def folder(tmp_path_factory):
     return made / "hf"
 
 
+@pytest.fixture(autouse=True)
+def width(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 def run(capsys, *argv):
     status = cli.main([str(a) for a in argv])
     out = capsys.readouterr()
@@ -57,8 +62,7 @@ def test_show_counts_parameters(capsys, folder):
     assert "x 2" in out
 
 
-def test_show_lays_parameters_on_a_mesh(capsys, folder, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
+def test_show_lays_parameters_on_a_mesh(capsys, folder):
     status, out, _ = run(capsys, "show", folder, "--mesh", "fsdp=8,tensor=2")
     assert status == 0
     rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.count("│") == 5}

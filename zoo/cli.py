@@ -24,8 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _list(args: argparse.Namespace) -> None:
+def _print(what: object) -> None:
+    """Prints with the width of this moment; `rich.print` keeps that of its first call."""
     from rich.console import Console
+
+    Console().print(what)
+
+
+def _list(args: argparse.Namespace) -> None:
     from rich.table import Table
 
     import zoo
@@ -42,19 +48,17 @@ def _list(args: argparse.Namespace) -> None:
         counts = (human(found.parameters), human(found.active), f"{found.cache_bytes:,}")
         kind = f"{cfg.family} (sizes invented)" if name in sketches else cfg.family
         table.add_row(name, kind, *counts, f"{cfg.max_length:,}")
-    Console().print(table)
+    _print(table)
 
 
 def _show(args: argparse.Namespace) -> None:
-    import rich
-
     from zoo.describe import placement, tree
 
     config = find_config(args.model)
     if args.mesh is None:
-        rich.print(tree(config, args.model))
+        _print(tree(config, args.model))
     else:
-        rich.print(placement(config, args.mesh, args.rules, args.dtype))
+        _print(placement(config, args.mesh, args.rules, args.dtype))
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -130,7 +134,6 @@ def _chat(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    import rich
     from rich.table import Table
 
     from zoo.inference import harness
@@ -154,7 +157,7 @@ def _eval(args: argparse.Namespace) -> None:
         for name, value in metrics.items():
             if isinstance(value, float):
                 table.add_row(task, name, f"{value:.4f}")
-    rich.print(table)
+    _print(table)
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 
 import pytest
@@ -91,7 +92,7 @@ def test_from_opening_to_an_answer_to_stop(two, page):
     page.goto(two.url)
     box = page.get_by_label("Message", exact=True)
     assert box.evaluate("e => e === document.activeElement")
-    page.wait_for_function("document.querySelectorAll('#model option').length === 2")
+    page.locator("#model option").nth(1).wait_for(state="attached")
 
     page.get_by_text("Settings").click()
     page.get_by_label("Temperature").fill("0")
@@ -120,7 +121,7 @@ def test_from_opening_to_an_answer_to_stop(two, page):
     box.fill("And a long one")
     box.press("Enter")
     page.get_by_role("button", name="Stop").wait_for()
-    page.wait_for_function("document.querySelector('article:last-child .body').textContent")
+    page.locator("article:last-child .body", has_text=re.compile(".")).wait_for()
     assert "answering" in page.get_by_role("status").inner_text()
     assert page.locator("article").last.get_attribute("aria-busy") == "true"
     shoot(page, "streaming")
