@@ -29,7 +29,7 @@ BODY = flags.DEFINE_integer("body_bytes", 8 * 2**20, "Bytes of a request.")
 EMBED = flags.DEFINE_integer("embed_tokens", 512, "Of a text to embed; 0: no embeddings.")
 DRAIN = flags.DEFINE_integer("drain", 30, "Seconds that answers have left after SIGTERM.")
 ROUND = flags.DEFINE_enum("quantize", None, ["int8", "int4", "fp8"], "Round linear maps to it.")
-CACHES = ["float32", "bfloat16", "float8_e4m3fn"]
+CACHES = ["float32", "bfloat16", "float8_e4m3fn", "int8"]
 CACHE = flags.DEFINE_enum("cache_dtype", None, CACHES, "What the cache keeps.")
 MESH = flags.DEFINE_string("mesh", None, 'Devices for each model, "tensor=8"; the first if unset.')
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the computation.")

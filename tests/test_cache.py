@@ -16,6 +16,8 @@ def test_latent_attention_caches_576_values_per_layer_of_deepseek_v3():
     dense, moe = Layer(mixer, MLP(18432)), Layer(mixer, MoE(256, 8, 2048))
     cfg = Config(129280, 7168, (Stack(3, (dense,)), Stack(58, (moe,))))
     assert cache.bytes_per_token(cfg, jnp.bfloat16) == 70_272
+    assert cache.bytes_per_token(cfg, jnp.float8_e4m3fn) == 35_136
+    assert cache.bytes_per_token(cfg, jnp.int8) == 61 * (576 + 9 * 2)  # a scale for 64 values
 
 
 def test_grouped_query_attention_caches_kv_heads_only():
@@ -23,6 +25,7 @@ def test_grouped_query_attention_caches_kv_heads_only():
     layer = Layer(Attention(32, 8, 128, Rope(128)), MLP(14336))
     cfg = Config(128256, 4096, (Stack(32, (layer,)),))
     assert cache.bytes_per_token(cfg, jnp.bfloat16) == 32 * 2 * 8 * 128 * 2
+    assert cache.bytes_per_token(cfg, jnp.int8) == 32 * 2 * 8 * (128 + 2)
 
 
 def test_recurrences_keep_a_state_of_one_size():
@@ -32,6 +35,7 @@ def test_recurrences_keep_a_state_of_one_size():
     full = Layer(Attention(16, 2, 256, Rope(64)), MLP(512))
     cfg = Config(151936, 2048, (Stack(12, (delta, delta, delta, full)),))
     assert cache.state_bytes(cfg, jnp.bfloat16) == 36 * (32 * 128 * 128 * 4 + 3 * 8192 * 2)
+    assert cache.state_bytes(cfg, jnp.int8) == cache.state_bytes(cfg, jnp.bfloat16)
     assert cache.bytes_per_token(cfg, jnp.bfloat16) == 12 * 2 * 2 * 256 * 2
 
 

@@ -136,9 +136,10 @@ def test_nothing_is_whole_on_a_device():
     gate = made["params"]["stack_1"]["layer_0"]["moe"]["gate"]["w"]
     assert gate.addressable_shards[0].data.shape == (2, 4, cfg.embed_dim // 2, 14)
     with sharding.use(mesh, rules):
-        cache = caches.init(CONFIGS["dense"], 8, 16)
+        cache = caches.init(CONFIGS["dense"], 8, 16, np.dtype("int8"))
     k = cache.stacks["stack_0"]["layer_0"].k
-    assert k.addressable_shards[0].data.shape == (3, 2, 1, 16, 16)
+    parts = [leaf.addressable_shards[0].data.shape for leaf in k]
+    assert parts == [(3, 2, 1, 16, 16), (3, 2, 1, 16, 1)]
     want = sharding.cache_shardings(cache, mesh, rules)
     same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), cache, want)
     assert all(jax.tree.leaves(same))

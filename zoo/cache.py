@@ -8,6 +8,8 @@ Row b of a buffer with slots holds `lengths[b]` tokens in its first; what lies b
 read and will be overwritten, so prompts of different lengths are padded on the right. A recurrence
 keeps the state after each row's last token instead, whatever the length, and so does a ring
 (`zoo.window`) with the last tokens of a window or a chunk.
+
+In a cache of int8 a buffer is not one array but two, codes and scales (`zoo.buffer`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zoo.buffer import Buffer, stored, zeros
 from zoo.config import MLA, Attention, Config, GatedDelta, Stack
 
 
@@ -29,15 +32,15 @@ class KV(NamedTuple):
     Heads lead slots, so that a decoding step reads each head's slots in one piece.
     """
 
-    k: jax.Array
-    v: jax.Array
+    k: Buffer
+    v: Buffer
 
 
 class Ring(NamedTuple):
     """`KV` of the newest tokens only, [B, K, R, H] each: position p is in slot p mod R."""
 
-    k: jax.Array
-    v: jax.Array
+    k: Buffer
+    v: Buffer
 
 
 class Latent(NamedTuple):
@@ -46,21 +49,21 @@ class Latent(NamedTuple):
     [B, S, R + rope_dim] (DeepSeek-V2, arXiv:2405.04434 section 2.1.2): values are the first R.
     """
 
-    c: jax.Array
+    c: Buffer
 
 
 class IndexedLatent(NamedTuple):
     """`Latent`, and the keys of the indexer that chooses among its slots, [B, S, indexer.dim]."""
 
-    c: jax.Array
-    keys: jax.Array
+    c: Buffer
+    keys: Buffer
 
 
 class Recurrent(NamedTuple):
     """What the gated delta rule keeps of all tokens before: no slots, the same size at any length.
 
     `conv` [B, W - 1, channels] are the last inputs of the convolution, the newest last; `state`
-    f32[B, K, G, H, P], float32 whatever the cache's type.
+    f32[B, K, G, H, P], float32 whatever the cache's type. A cache of int8 keeps `conv` in bfloat16.
     """
 
     conv: jax.Array
@@ -96,7 +99,7 @@ def init(
         cfg: of the model.
         batch: rows.
         length: slots of each.
-        dtype: of all but recurrent states.
+        dtype: of all but recurrent states; int8 has scales beside it.
         room: tokens that a row will hold in the end, after `grow` or `insert`. Layers that see
             fewer than that keep a `Ring` of what they see; None gives every layer all slots.
         spare: newest tokens that can be taken back from a ring.
@@ -127,13 +130,12 @@ def logical_axes_of(cache: Cache) -> Cache:
     def named(held: Held) -> Held:
         heads = "heads" if isinstance(held, Recurrent) else "kv_heads"
         by_head = {"k", "v", "state"}
-        names = (
-            ("layers", "batch", *((heads,) if field in by_head else ())) for field in held._fields
-        )
-        return type(held)(*(
-            (*name, *(None,) * (leaf.ndim - len(name)))
-            for name, leaf in zip(names, held, strict=True)
-        ))  # fmt: skip
+
+        def of_field(field: str, buffer: Buffer) -> Any:
+            first = ("layers", "batch", *((heads,) if field in by_head else ()))
+            return jax.tree.map(lambda leaf: (*first, *(None,) * (leaf.ndim - len(first))), buffer)
+
+        return type(held)(*map(of_field, held._fields, held))
 
     return Cache(("batch",), jax.tree.map(named, cache.stacks, is_leaf=_is_held))
 
@@ -171,30 +173,22 @@ def state_bytes(cfg: Config, dtype: jnp.dtype = jnp.bfloat16) -> int:
     return _bytes_per_row(cfg, 0, dtype)
 
 
-def write(buffer: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:
+def write(buffer: Buffer, new: jax.Array, offset: jax.Array) -> Buffer:
     """Puts new[B, ..., T, H] into buffer[B, ..., S, H] at slots offset[b] .. offset[b] + T.
 
     A chunk as long as the buffer starts at slot 0. Every row and head is written by itself: XLA
     updates the buffer in place then, where one slice across heads would copy it on CPU.
     """
-    new = stored(new, buffer.dtype)
+    new = stored(new, buffer)
     if buffer.shape == new.shape:
         return new
 
     def place(buffer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(buffer, new, start, axis=0)
 
-    for _ in range(buffer.ndim - 3):
+    for _ in range(len(buffer.shape) - 3):
         place = jax.vmap(place, in_axes=(0, 0, None))
-    return jax.vmap(place)(buffer, new, offset)
-
-
-def stored(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """x in a cache's type. What exceeds a float8 becomes its largest, instead of no number."""
-    if jnp.finfo(dtype).bits == 8:
-        largest = jnp.finfo(dtype).max.astype(jnp.float32)
-        x = jnp.clip(x.astype(jnp.float32), -largest, largest)
-    return x.astype(dtype)
+    return jax.tree.map(lambda b, n: jax.vmap(place)(b, n, offset), buffer, new)
 
 
 def advanced(
@@ -354,15 +348,16 @@ def _buffers(
         case Attention():
             shape = (repeats, batch, mixer.kv_heads, ring or length, mixer.head_dim)
             kind = KV if ring is None else Ring
-            return kind(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+            return kind(zeros(shape, dtype), zeros(shape, dtype))
         case MLA():
             width = mixer.kv_rank + mixer.rope_dim
-            c = jnp.zeros((repeats, batch, length, width), dtype)
+            c = zeros((repeats, batch, length, width), dtype)
             if mixer.indexer is None:
                 return Latent(c)
-            return IndexedLatent(c, jnp.zeros((*c.shape[:-1], mixer.indexer.dim), dtype))
+            return IndexedLatent(c, zeros((*c.shape[:-1], mixer.indexer.dim), dtype))
         case GatedDelta():
             groups = mixer.v_heads // mixer.k_heads
             state = (repeats, batch, mixer.k_heads, groups, mixer.k_dim, mixer.v_dim)
             conv = (repeats, batch, mixer.conv - 1, mixer.channels)
-            return Recurrent(jnp.zeros(conv, dtype), jnp.zeros(state, jnp.float32))
+            kept = jnp.bfloat16 if jnp.dtype(dtype) == jnp.int8 else dtype
+            return Recurrent(jnp.zeros(conv, kept), jnp.zeros(state, jnp.float32))

@@ -308,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--queue", type=int, default=64, help="requests that may wait for a slot")
     verb.add_argument("--timeout", type=float, default=600.0, help="seconds for an answer")
     verb.add_argument("--embed-tokens", type=int, default=512, help="of a text to embed; 0: none")
-    caches = ("float32", "bfloat16", "float8_e4m3fn")
+    caches = ("float32", "bfloat16", "float8_e4m3fn", "int8")
     verb.add_argument("--cache-dtype", choices=caches, help="what the cache keeps")
     _add_quantize(verb)
     verb.add_argument("--mesh", help='devices that a model is laid over, "tensor=8"')

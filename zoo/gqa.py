@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from zoo import cache as caches
 from zoo import kernels, window
+from zoo.buffer import loaded
 from zoo.config import Attention
 from zoo.layers import Linear, Normalize
 from zoo.rope import Turn, rotate, temperature
@@ -72,7 +73,7 @@ class GroupedQueryAttention(nn.Module):
             out = window.attend(q, held, cache, new, offset, **options)
         else:
             if offset is not None or spec.share_kv is not None:
-                k, v = (buffer.swapaxes(1, 2).astype(self.dtype) for buffer in cache)
+                k, v = (loaded(buffer, self.dtype).swapaxes(1, 2) for buffer in cache)
             ids = segment_ids if offset is None else None
             sight = dict(offset=offset, segment_ids=ids, slots=slots)
             out = kernels.attend(q, k, v, **sight, **options)

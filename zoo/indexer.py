@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo import cache as caches
+from zoo.buffer import Buffer, loaded
 from zoo.config import Indexer, LayerNorm
 from zoo.layers import Linear, Normalize
 from zoo.rope import Turn, rotate
@@ -37,10 +38,10 @@ class LightningIndexer(nn.Module):
         q_latent: jax.Array,
         turn: Turn,
         *,
-        keys: jax.Array | None = None,
+        keys: Buffer | None = None,
         offset: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[jax.Array, Buffer | None]:
         """Chooses within x, or from a cache of keys that x's are first written into.
 
         Args:
@@ -70,7 +71,7 @@ class LightningIndexer(nn.Module):
             if keys.shape[1] == x.shape[1]:
                 offset = None
             else:
-                k, segment_ids = keys, None
+                k, segment_ids = loaded(keys, self.dtype), None
         seen = visible(x.shape[1], k.shape[1], offset, segment_ids)
         seen = jnp.broadcast_to(seen, (x.shape[0], *seen.shape[1:]))
         q, k, weights = jax.lax.stop_gradient((q, k, weights))

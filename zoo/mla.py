@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from zoo import cache as caches
 from zoo import kernels
+from zoo.buffer import loaded
 from zoo.config import MLA
 from zoo.indexer import LightningIndexer
 from zoo.layers import Linear, Normalize, precision
@@ -133,6 +134,6 @@ class LatentAttention(nn.Module):
         k_up, v_up = self.k_up.w.astype(self.dtype), self.v_up.w.astype(self.dtype)
         q_latent = jnp.einsum("btnh,rnh->btnr", q_nope, k_up, precision=exact)
         q = jnp.concatenate((q_latent, q_rope), axis=-1)
-        c = c.astype(self.dtype)[:, :, None]
+        c = loaded(c, self.dtype)[:, :, None]
         mean = kernels.attend(q, c, c, scale=self._scale, **sight)[..., : self.spec.kv_rank]
         return jnp.einsum("btnr,rnh->btnh", mean, v_up, precision=exact)

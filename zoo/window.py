@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from zoo import kernels
-from zoo.cache import KV, Ring, stored, write
+from zoo.buffer import Buffer, loaded, stored
+from zoo.cache import KV, Ring, write
 
 
 def advance(ring: Ring, new: KV, offset: jax.Array, count: jax.Array) -> Ring:
@@ -32,9 +33,10 @@ def advance(ring: Ring, new: KV, offset: jax.Array, count: jax.Array) -> Ring:
     at = positions(slots, offset + count) - offset[:, None]
     index = jnp.clip(at, 0, length - 1)[:, None, :, None]
 
-    def place(buffer: jax.Array, new: jax.Array) -> jax.Array:
-        taken = stored(jnp.take_along_axis(new, index, axis=2), buffer.dtype)
-        return jnp.where((at >= 0)[:, None, :, None], taken, buffer)
+    def place(buffer: Buffer, new: jax.Array) -> Buffer:
+        taken = stored(jnp.take_along_axis(new, index, axis=2), buffer)
+        is_new = (at >= 0)[:, None, :, None]
+        return jax.tree.map(lambda t, b: jnp.where(is_new, t, b), taken, buffer)
 
     return Ring(*map(place, ring, new))
 
@@ -72,12 +74,12 @@ def attend(
         keys = positions(slots, offset + 1)
     else:
         parts = zip(ring, new, strict=True)
-        whole = Ring(*(jnp.concatenate((b.astype(n.dtype), n), axis=2) for b, n in parts))
+        whole = Ring(*(jnp.concatenate((loaded(b, n.dtype), n), axis=2) for b, n in parts))
         keys = jnp.concatenate((positions(slots, offset), queries), axis=1)
     reach = window - 1 if chunk is None else queries[..., None] % chunk
     distance = queries[..., None] - keys[:, None]
     allowed = (keys >= 0)[:, None] & (distance >= 0) & (distance <= reach)
-    k, v = (part.astype(q.dtype).swapaxes(1, 2) for part in whole)
+    k, v = (loaded(part, q.dtype).swapaxes(1, 2) for part in whole)
     # As if the queries stood behind all keys; `allowed` says which they see.
     behind = jnp.full((batch,), k.shape[1] - length)
     return kernels.attend(q, k, v, offset=behind, allowed=allowed, **options)

@@ -13,6 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
+import jax.numpy as jnp
 import openai
 import pytest
 
@@ -143,13 +144,13 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path, monkeypatch):
     assert command.hosts_of("0.0.0.0", ["zoo.example"]) == (*command.LOOPBACK, "zoo.example")
 
 
-def test_rounded_weights_are_served(folder):
+def test_rounded_weights_and_caches_are_served(folder):
     """As `zoo.generate` has them."""
     parts = open_parts(folder, quantize="int8")
     assert is_quantized(parts.params)
-    limits = dataclasses.replace(SMALL, cache_dtype="float32")
+    limits = dataclasses.replace(SMALL, cache_dtype="int8")
     prompt = parts.tokenizer.encode("What is a tide?").ids
-    want = zoo.generate(parts.decoder, parts.params, [prompt], 8)[0]
+    want = zoo.generate(parts.decoder, parts.params, [prompt], 8, cache_dtype=jnp.int8)[0]
     with served({"tiny": start("tiny", parts, limits)}, limits) as site:
         found = site.client.completions.create(
             model="tiny", prompt=prompt, max_tokens=8, temperature=0

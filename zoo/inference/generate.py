@@ -36,11 +36,12 @@ def generate(
     min_p: float | None = None,
     eos: int | Sequence[int] = (),
     rng: jax.Array | None = None,
+    cache_dtype: jnp.dtype | None = None,
 ) -> list[list[int]]:
     """Continues each prompt by up to `max_new_tokens` tokens; on a mesh within `sharding.use`.
 
     Args:
-        model: the decoder; its dtype is that of the computation and of the cache.
+        model: the decoder; its dtype is that of the computation.
         params: of `model.init` or `zoo.load`.
         prompts: token ids, of any lengths.
         max_new_tokens: tokens to make at most.
@@ -50,6 +51,7 @@ def generate(
         min_p: sample from tokens at least this fraction as likely as the likeliest only.
         eos: token or tokens that end a text; the one that did is the last of the result.
         rng: a key of `jax.random`; None is `jax.random.key(0)`.
+        cache_dtype: what the cache keeps, of `zoo.cache.init`; None is the model's.
 
     Returns:
         The new tokens of each prompt.
@@ -64,12 +66,19 @@ def generate(
     stops = np.atleast_1d(np.asarray(eos, np.int32))
     model, params = unstack.prepare(model, params)
     key = jax.random.key(0) if rng is None else rng
-    rules = tuple(nn.get_logical_axis_rules())
-    made, count = _program(
-        model, params, tokens, lengths, sampling, stops, key, max_new_tokens, rules
-    )
+    kept = jnp.dtype(model.dtype if cache_dtype is None else cache_dtype)
+    how = _How(max_new_tokens, kept, tuple(nn.get_logical_axis_rules()))
+    made, count = _program(model, params, tokens, lengths, sampling, stops, key, how)
     made, count = np.asarray(made), np.asarray(count)
     return [row[:n].tolist() for row, n in zip(made, count, strict=True)]
+
+
+class _How(NamedTuple):
+    """What else a program is specialised on; the rules are those in force."""
+
+    new: int
+    cache: jnp.dtype
+    rules: tuple
 
 
 class _State(NamedTuple):
@@ -81,7 +90,7 @@ class _State(NamedTuple):
     count: jax.Array  # i32[B], tokens of each row that count
 
 
-@functools.partial(jax.jit, static_argnums=(0, 7, 8))
+@functools.partial(jax.jit, static_argnums=(0, 7))
 def _program(
     model: Decoder,
     params: dict,
@@ -90,11 +99,10 @@ def _program(
     sampling: Sampling,
     stops: jax.Array,
     key: jax.Array,
-    max_new_tokens: int,
-    rules: tuple,
+    how: _How,
 ) -> tuple[jax.Array, jax.Array]:
-    """`rules` are those in force, named so that others are another program."""
     batch, length = tokens.shape
+    max_new_tokens = how.new
     slots, room = jnp.arange(length)[None], length + max_new_tokens
     out = model.apply(
         params,
@@ -102,7 +110,7 @@ def _program(
         segment_ids=(slots < lengths[:, None]).astype(jnp.int32),
         # Padding repeats the last position: LongRope looks at the furthest.
         positions=jnp.minimum(slots, lengths[:, None] - 1),
-        cache=unstack.init_cache(model, batch, length, room),
+        cache=unstack.init_cache(model, batch, length, room, dtype=how.cache),
         method="hidden",
     )
     last = jnp.take_along_axis(out.hidden, lengths[:, None, None] - 1, axis=1)
@@ -118,7 +126,7 @@ def _program(
             text,
             segment_ids=(at < held).astype(jnp.int32),
             positions=jnp.minimum(at, held),
-            cache=unstack.init_cache(model, *text.shape, room),
+            cache=unstack.init_cache(model, *text.shape, room, dtype=how.cache),
             method="hidden",
         ).cache
 

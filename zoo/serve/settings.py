@@ -19,7 +19,7 @@ class Settings:
         slots: texts that a model makes at a time.
         length: tokens of a text, prompt and answer together; None is the model's max_length, or
             4096 if that is more.
-        cache_dtype: what keys and values are kept as, float8_e4m3fn for one; None is the type of
+        cache_dtype: what keys and values are kept as, int8 for one; None is the type of
             the computation.
         prefix_bytes: of memory for what prompts begin with, so that it is read once.
         queue: requests that wait for a slot; one more is answered 429.
