@@ -133,22 +133,26 @@ def test_chat_needs_a_template_and_says_so_before_the_weights(capsys, chatty):
     assert "has no chat template" in err
 
 
-def test_chat_with_a_run(capsys, monkeypatch, chatty, tmp_path):
+def test_chat_with_a_run_on_a_mesh(capsys, monkeypatch, chatty, tmp_path):
     assert run(capsys, "convert", chatty, tmp_path / "run")[0] == 0
     outs = []
-    for model in (chatty, tmp_path / "run"):
+    for model, *mesh in ((chatty,), (tmp_path / "run", "--mesh", "fsdp=4,tensor=2")):
         monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
-        outs.append(run(capsys, "chat", model, "--max-new-tokens", 6)[1])
+        outs.append(run(capsys, "chat", model, "--max-new-tokens", 6, *mesh)[1])
     assert outs[0] == outs[1] != ""
 
 
-def test_convert_to_a_run_and_back_loses_nothing(capsys, folder, tmp_path):
+def test_convert_to_a_run_and_back_loses_nothing_and_runs_on_a_mesh(capsys, folder, tmp_path):
     assert run(capsys, "convert", folder, tmp_path / "run")[0] == 0
     assert checkpoint.is_run(tmp_path / "run")
     assert run(capsys, "convert", tmp_path / "run", tmp_path / "hf")[0] == 0
     same = ("model.safetensors", "tokenizer.json")
     assert filecmp.cmpfiles(folder, tmp_path / "hf", same, shallow=False)[0] == list(same)
-    assert run(capsys, "generate", tmp_path / "hf", "--prompt", TEXT)[0] == 0
+    said = "--prompt", TEXT, "--max-new-tokens", 8
+    mesh = "--mesh", "fsdp=4,tensor=2"
+    status, out, _ = run(capsys, "generate", tmp_path / "hf", *said, *mesh)
+    assert status == 0
+    assert out == run(capsys, "generate", folder, *said)[1]
 
 
 def test_convert_changes_the_type_when_asked(capsys, folder, tmp_path):
@@ -166,6 +170,12 @@ def test_verify_says_byte_identical(capsys, folder):
     assert "byte-identical" in out
 
 
+def test_a_mesh_that_does_not_fit_the_folder(capsys, folder):
+    status, _, err = run(capsys, "generate", folder, "--prompt", "x", "--mesh", "tensor=8")
+    assert status == 2
+    assert "kv_heads=2 does not divide by tensor=8" in err
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -173,6 +183,8 @@ def test_verify_says_byte_identical(capsys, folder):
         (["generate", "no-such-folder", "--prompt", "x"], "no-such-folder"),
         (["convert", "no-such-folder", "out"], "no-such-folder"),
         (["chat", "no-such-folder"], "no-such-folder"),
+        (["chat", "no-such-folder", "--mesh", "tensor=3"], "make the sizes multiply to 8"),
+        (["chat", "no-such-folder", "--rules", "fsdp"], "say which by --mesh"),
     ],
 )
 def test_errors_are_one_line_and_status_2(capsys, argv, says):

@@ -28,6 +28,11 @@ def partition_spec(logical: Sequence[str | None], rules: Rules) -> PartitionSpec
     return PartitionSpec(*(found.get(name) for name in logical))
 
 
+def rules_in_force() -> tuple[tuple[str, Axes], ...]:
+    """Those of `zoo.sharding.use`, to be a static argument of a program: others are another one."""
+    return tuple(nn.get_logical_axis_rules())
+
+
 def as_tuple(axes: Axes) -> tuple[str, ...]:
     """What a rule maps to, as names: of none, one or several mesh axes."""
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)

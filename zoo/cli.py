@@ -6,10 +6,12 @@ Each verb is one call into the library. Errors of input end with one line and st
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,20 +87,22 @@ def _generate(args: argparse.Namespace) -> None:
 
     import zoo
 
-    config, params, tokenizer, eos = _model(args.model, args.quantize)
+    lie, within = _placing(args)
+    config, params, tokenizer, eos = _model(args.model, args.quantize, **lie)
     prompts = [tokenizer.encode(text, add_special_tokens=True).ids for text in args.prompt]
-    made = zoo.generate(
-        zoo.Decoder(config, dtype=_dtype(args.dtype)),
-        params,
-        prompts,
-        args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        eos=eos,
-        rng=jax.random.key(args.seed),
-    )
+    with within:
+        made = zoo.generate(
+            zoo.Decoder(config, dtype=_dtype(args.dtype)),
+            params,
+            prompts,
+            args.max_new_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            min_p=args.min_p,
+            eos=eos,
+            rng=jax.random.key(args.seed),
+        )
     for text, tokens in zip(args.prompt, made, strict=True):
         print(text + tokenizer.decode(tokens))
 
@@ -113,13 +117,14 @@ def _chat(args: argparse.Namespace) -> None:
     from zoo.inference.talk import Talk
     from zoo.inference.terminal import converse
 
+    lie, within = _placing(args)
     run = checkpoint.is_run(args.model)
     folder = Path(args.model) / checkpoint.TOKENIZER if run else resolve(args.model)
     chat = open_chat(folder)  # before the weights: a folder without a template ends here
     if run:
-        config, params, _ = checkpoint.load_run(args.model)
+        config, params, _ = checkpoint.load_run(args.model, **lie)
     else:
-        config, params = (found := zoo.load(folder)).config, found.params
+        config, params = (found := zoo.load(folder, **lie)).config, found.params
     flags = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
     talk = Talk(
         zoo.Decoder(config, dtype=_dtype(args.dtype)),
@@ -130,7 +135,8 @@ def _chat(args: argparse.Namespace) -> None:
         rng=jax.random.key(args.seed),
         **{**chat.sampling, **flags},
     )
-    converse(talk)
+    with within:
+        converse(talk)
 
 
 def _eval(args: argparse.Namespace) -> None:
@@ -229,8 +235,23 @@ def find_config(model: str):
     return zoo.config_from_hf(model) if Path(model).exists() else zoo.config(model)
 
 
-def _model(path: str, quantize: str | None = None):
-    """Config, parameters, `tokenizers.Tokenizer` and stop tokens of a run or a checkpoint."""
+def _placing(args: argparse.Namespace) -> tuple[dict, contextlib.AbstractContextManager]:
+    """What loading takes to lay parameters over `--mesh`, and within what they are then used."""
+    from zoo import sharding
+
+    if args.mesh is None:
+        if args.rules is not None:
+            raise ValueError(f"--rules={args.rules} are for a mesh: say which by --mesh")
+        return {}, contextlib.nullcontext()
+    mesh = sharding.make_mesh(args.mesh)
+    return dict(mesh=mesh, rules=args.rules), sharding.use(mesh, args.rules)
+
+
+def _model(path: str, quantize: str | None = None, **lie: Any):
+    """Config, parameters, `tokenizers.Tokenizer` and stop tokens of a run or a checkpoint.
+
+    `lie` is of `_placing`.
+    """
     from tokenizers import Tokenizer
 
     import zoo
@@ -239,14 +260,14 @@ def _model(path: str, quantize: str | None = None):
     from zoo.hf.tokenizer import open_tokenizer
 
     if checkpoint.is_run(path):
-        config, params, folder = checkpoint.load_run(path)
+        config, params, folder = checkpoint.load_run(path, **lie)
         if folder is None:
             raise ValueError(f"{path} has no tokenizer: convert it, and add a tokenizer.json")
         tokenizer = load_tokenizer(folder)
         if quantize is not None:
             params = zoo.quantize(params, quantize)
         return config, params, Tokenizer.from_file(str(tokenizer.file)), (tokenizer.eos,)
-    found = zoo.load(path, quantize=quantize)
+    found = zoo.load(path, quantize=quantize, **lie)
     tokenizer = found.tokenizer or open_tokenizer(found.source.folder)  # which says what is wrong
     return found.config, found.params, tokenizer, found.source.eos
 
@@ -283,6 +304,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     _add_sampling(verb)
     _add_quantize(verb)
+    _add_mesh(verb)
     verb.set_defaults(run=_generate)
 
     verb = verbs.add_parser("chat", help="talk with a model, in the terminal or through pipes")
@@ -292,6 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     said = "0 is greedy; without it, sample as generation_config.json says"
     verb.add_argument("--temperature", type=float, help=said)
     _add_sampling(verb)
+    _add_mesh(verb)
     verb.set_defaults(run=_chat)
 
     verb = verbs.add_parser("serve", help="answer OpenAI clients, and people at a chat page")
@@ -351,6 +374,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_quantize(verb: argparse.ArgumentParser) -> None:
     said = "round linear maps while loading (docs/quantised.md)"
     verb.add_argument("--quantize", choices=("int8", "int4", "fp8"), help=said)
+
+
+def _add_mesh(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--mesh", help='devices to lay the model over, "fsdp=2,tensor=-1"')
+    verb.add_argument("--rules", help="a table of zoo.sharding.RULES, instead of the default")
 
 
 def _add_sampling(verb: argparse.ArgumentParser) -> None:

@@ -9,12 +9,12 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zoo import rope
+from zoo.axes import rules_in_force
 from zoo.cache import Cache, grow
 from zoo.decoder import Decoder
 from zoo.inference import unstack
@@ -67,7 +67,7 @@ def generate(
     model, params = unstack.prepare(model, params)
     key = jax.random.key(0) if rng is None else rng
     kept = jnp.dtype(model.dtype if cache_dtype is None else cache_dtype)
-    how = _How(max_new_tokens, kept, tuple(nn.get_logical_axis_rules()))
+    how = _How(max_new_tokens, kept, rules_in_force())
     made, count = _program(model, params, tokens, lengths, sampling, stops, key, how)
     made, count = np.asarray(made), np.asarray(count)
     return [row[:n].tolist() for row, n in zip(made, count, strict=True)]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.axes import rules_in_force
 from zoo.decoder import Decoder
 
 SHORTEST = 32
@@ -48,6 +49,8 @@ def score(
 ) -> list[Score]:
     """The score of each pair, in their order; rows of like length share a batch.
 
+    On a mesh within `zoo.sharding.use`.
+
     Args:
         model: the decoder.
         params: of `model.init` or `zoo.load`.
@@ -65,7 +68,7 @@ def score(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = _padded([rows[i] for i in chosen], min(batch_size, len(rows)))
-        logprobs, hits = jax.device_get(_program(model, params, *batch))
+        logprobs, hits = jax.device_get(_program(model, params, *batch, rules_in_force()))
         for i, logprob, hit in zip(chosen, logprobs, hits, strict=False):
             scores[i] = Score(float(logprob), bool(hit))
     return scores
@@ -101,11 +104,19 @@ def _padded(
     return tokens, lengths, targets
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 5))
 def _program(
-    model: Decoder, params: dict, tokens: jax.Array, lengths: jax.Array, targets: jax.Array
+    model: Decoder,
+    params: dict,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    targets: jax.Array,
+    rules: tuple,
 ) -> tuple[jax.Array, jax.Array]:
-    """Each row's log-probability of its targets, f32[B], and whether all are likeliest, bool[B]."""
+    """Each row's log-probability of its targets, f32[B], and whether all are likeliest, bool[B].
+
+    `rules` are those in force, named so that others are another program.
+    """
     at, last = jnp.arange(tokens.shape[1])[None], lengths[:, None] - 1
     hidden = model.apply(
         params,

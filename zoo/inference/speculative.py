@@ -21,6 +21,7 @@ import numpy as np
 
 from zoo import cache as caches
 from zoo import rope
+from zoo.axes import rules_in_force
 from zoo.cache import Cache
 from zoo.decoder import Decoder
 from zoo.inference import unstack
@@ -64,7 +65,7 @@ def speculate(
     eos: int | Sequence[int] = (),
     rng: jax.Array | None = None,
 ) -> Speculated:
-    """Continues prompts as `zoo.generate` does, with fewer passes of the model.
+    """Continues prompts as `zoo.generate` does, with fewer passes of the model; on a mesh too.
 
     Args:
         model: the decoder.
@@ -94,7 +95,8 @@ def speculate(
     prepared = unstack.prepare(model, params)
     guesser = prepared if draft is None else unstack.prepare(*draft)
     key = jax.random.key(0) if rng is None else rng
-    plan = _Plan(prepared[0], guesser[0], draft is None, max_new_tokens, ahead)
+    own, rules = draft is None, rules_in_force()
+    plan = _Plan(prepared[0], guesser[0], own, max_new_tokens, ahead, rules)
     weights = prepared[1], guesser[1]
     state = jax.device_get(_program(plan, weights, tokens, lengths, sampling, stops, key))
     made = [row[:n].tolist() for row, n in zip(state.made, state.count, strict=True)]
@@ -132,13 +134,14 @@ def verify(
 
 
 class _Plan(NamedTuple):
-    """What programs are specialised on: `own` if the model drafts for itself."""
+    """What programs are specialised on: `own` if the model drafts for itself; `rules` in force."""
 
     model: Decoder
     draft: Decoder
     own: bool
     new: int
     ahead: int
+    rules: tuple = ()
 
 
 class _State(NamedTuple):

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.axes import rules_in_force
 from zoo.cache import Cache, grow, rewinds, slots
 from zoo.decoder import Decoder
 from zoo.inference import unstack
@@ -104,7 +105,7 @@ class Session:
                 cache = _with_room(cache, len(tokens) + 1)
                 token, cache = _read(
                     self._model, self._params, token, np.int32(1), cache,
-                    sampling, key, np.int32(step),
+                    sampling, key, np.int32(step), rules_in_force(),
                 )  # fmt: skip
             tokens.append(newest)
 
@@ -121,7 +122,10 @@ class Session:
         if cache is not None:
             cache = _with_room(_rewound(cache, known), known + piece.shape[1])
         length = np.int32(len(new))
-        return _read(self._model, self._params, piece, length, cache, sampling, key, np.int32(step))
+        return _read(
+            self._model, self._params, piece, length, cache,
+            sampling, key, np.int32(step), rules_in_force(),
+        )  # fmt: skip
 
     def _known(self, prompt: list[int]) -> int:
         """How many tokens of a prompt the cache has already read as it would read them now."""
@@ -135,7 +139,7 @@ class Session:
         return known if whole or rewinds(self._model.cfg) else 0
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
+@functools.partial(jax.jit, static_argnums=(0, 8), donate_argnums=4)
 def _read(
     model: Decoder,
     params: dict,
@@ -145,10 +149,12 @@ def _read(
     sampling: Sampling,
     key: jax.Array,
     step: jax.Array,
+    rules: tuple,
 ) -> tuple[jax.Array, Cache]:
     """Reads the first `length` tokens of piece i32[1, T]; the next, i32[1, 1], and the cache.
 
-    Without a cache it begins one of T slots, which lets a prompt attend to itself alone.
+    Without a cache it begins one of T slots, which lets a prompt attend to itself alone. `rules`
+    are those in force, named so that others are another program.
     """
     places = jnp.arange(piece.shape[1])[None]
     cache = unstack.init_cache(model, *piece.shape) if cache is None else cache
