@@ -28,6 +28,7 @@ def test_make_mesh_fills_and_orders_axes():
         ("data=two", "'data=two' needs a positive size"),
         ("data=0", "'data=0' needs a positive size"),
         ("data=-1,fsdp=-1", "only one axis can be -1"),
+        ("data=-1x4", "'data=-1x4' needs a positive size"),
         ("data=3", "there are 8: make the sizes multiply to 8"),
         ("data=3,fsdp=-1", "holds 3 device.s. times -1"),
     ],
@@ -37,7 +38,13 @@ def test_make_mesh_refuses(spec, says):
         zoo.make_mesh(spec)
 
 
-def test_one_axis_joins_slices(monkeypatch):
+def test_sizes_across_and_within_slices_multiply():
+    assert zoo.make_mesh("data=2x2,fsdp=2").shape == zoo.make_mesh("data=4,fsdp=2").shape
+    sizes = sharding.mesh_sizes("data=2x3,fsdp=2x-1", 48)
+    assert (sizes["data"], sizes["fsdp"]) == (6, 8)
+
+
+def test_axes_join_slices(monkeypatch):
     """Two slices of four chips each, as TPU's compiler describes them."""
     for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setenv(name, "1")
@@ -49,8 +56,12 @@ def test_one_axis_joins_slices(monkeypatch):
 
     assert slices("fsdp=4,data=2") == [[0] * 4, [1] * 4]
     assert slices("tensor=2,fsdp=4") == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert slices("fsdp=2x2,data=2") == [[0, 0, 1, 1], [0, 0, 1, 1]]
+    assert slices("tensor=2x4") == [0] * 4 + [1] * 4
     with pytest.raises(ValueError, match="over 2 slices: make one of data, stage, fsdp a multiple"):
         zoo.make_mesh("tensor=8", found.devices)
+    with pytest.raises(ValueError, match=r"over 2 slices: .* \(fsdp=4x\) are to multiply to 2"):
+        zoo.make_mesh("fsdp=4x2", found.devices)
 
 
 def test_every_parameter_has_logical_axes(cfg):
