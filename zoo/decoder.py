@@ -173,7 +173,8 @@ class Predictor(nn.Module):
         block = Block(self.layer, self.cfg, self.dtype, self.param_dtype, name="layer_0")
         x = Carried(project(jnp.concatenate(both, axis=-1)))
         carried, held, aux = block(x, None if cache is None else cache["layer_0"], context)
-        return normalized("norm", carried.x), {"layer_0": held}, {"layer_0": aux} if aux else {}
+        x = normalized("norm", carried.x) if self.cfg.mtp_norm else carried.x
+        return x, {"layer_0": held}, {"layer_0": aux} if aux else {}
 
 
 class Decoder(nn.Module):
@@ -318,6 +319,7 @@ class Decoder(nn.Module):
         held = None if cache is None else cache.stacks[name]
         hidden, arranged = zigzag.arrange((hidden, tokens), context.slots)
         hidden, held, aux = getattr(self, name)(hidden, self._embedded(arranged), held, context)
+        hidden = hidden if self.cfg.mtp_norm else self.final_norm(hidden)
         cache = advanced(cache, {name: held}, tokens, segment_ids)
         hidden = zigzag.restore(hidden, context.slots)
         return Output(None, cache, {name: aux} if aux else {}, hidden)

@@ -23,6 +23,21 @@ GEMMA_7B = json.loads("""{
   "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 16,
   "pad_token_id": 0, "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 10000.0,
   "torch_dtype": "bfloat16", "use_cache": true, "vocab_size": 256000}""")
+K_EXAONE = json.loads("""{
+  "architectures": ["ExaoneMoEForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1,
+  "dtype": "bfloat16", "eos_token_id": 53, "first_k_dense_replace": 1, "head_dim": 128,
+  "hidden_act": "silu", "hidden_size": 6144, "initializer_range": 0.02,
+  "intermediate_size": 18432, "max_position_embeddings": 262144, "model_type": "exaone_moe",
+  "moe_intermediate_size": 2048, "mtp_layer_types": ["full_attention"],
+  "mtp_sliding_windows": [0], "n_group": 1, "norm_topk_prob": true, "num_attention_heads": 64,
+  "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
+  "num_key_value_heads": 8, "num_nextn_predict_layers": 1, "num_shared_experts": 1,
+  "pad_token_id": 0, "rms_norm_eps": 1e-05, "rope_parameters": {"rope_theta": 1000000,
+    "rope_type": "default"}, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid",
+  "sliding_window": 128, "sliding_window_pattern": "LLLG", "tie_word_embeddings": false,
+  "topk_group": 1, "topk_method": "noaux_tc", "use_cache": true, "vocab_size": 153600}""")
+K_EXAONE["is_moe_layer"] = [i > 0 for i in range(48)]
+K_EXAONE["sliding_windows"] = [128, 128, 128, 0] * 12
 OLMO_3_7B = json.loads("""{
   "architectures": ["Olmo3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
   "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
@@ -62,6 +77,7 @@ PHI_MOE = {
 RELEASED = {
     "gemma-3-4b": GEMMA_3_4B,
     "gemma-7b": GEMMA_7B,
+    "k-exaone-236b-a23b": K_EXAONE,
     "olmo-3-7b": OLMO_3_7B,
     "phi-4-mini": PHI_4_MINI,
 }
@@ -110,6 +126,12 @@ _GEMMA_3 = {"model_type": "gemma3_text"}
             "keep one",
         ),
         (_GEMMA_3, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+        (K_EXAONE, {"is_moe_layer": [True] * 48}, "is_moe_layer.*first_k_dense_replace say"),
+        (K_EXAONE, {"sliding_windows": [128] * 48}, "sliding_windows.*layer_types say"),
+        (K_EXAONE, {"sliding_window_pattern": "LLLX"}, "letters L and G"),
+        (K_EXAONE, {"mtp_sliding_windows": [128]}, "mtp_layer_types say"),
+        (K_EXAONE, {"mtp_layer_types": ["chunked"]}, "mtp_layer_types.*one kind"),
+        (K_EXAONE, {"num_nextn_predict_layers": 2}, "no file has more than 1"),
         (OLMO_3_7B, {"rope_theta": 1e4}, "transformers 4 and 5 differ"),
         (PHI_4_MINI, {"lm_head_bias": True}, "lm_head_bias=True"),
         (

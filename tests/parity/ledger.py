@@ -42,6 +42,24 @@ cases:
 """
 NOT_CORE = ("cli.py", "checkpoint.py", "describe.py", "__main__.py")
 SHARED_BY_FAMILIES = ("__init__.py", "family.py", "parts.py", "latent.py")
+PREDICTION = """## Multi-token prediction
+
+Layers that predict further tokens are parameters (`Config.mtp`): training and drafting use them,
+and folders go back out with them byte for byte. What they draft is compared with transformers'
+`MtpModel` (`tests/parity/test_mtp.py`, 1e-5). Where transformers does not read a family's files,
+their names and what the layer is are those of the programs that serve it.
+
+- `deepseek_v3`, `deepseek_v32`, `glm4_moe`, `glm4_moe_lite`, `glm_moe_dsa`: one more of
+  `model.layers`, a mixture; copies of embeddings and head follow theirs.
+- `qwen3_5_text`, `qwen3_5_moe_text`, `qwen3_next`: `mtp.*`, full attention. Qwen3-Next's config
+  does not count the layer; its files have it.
+- `mellum`: `mtp.*`, of the kinds that `mtp_layer_types` and `mtp_mlp_layer_types` say.
+- `exaone_moe`: `mtp.*`, dense, full attention without positions (vLLM).
+- `hy_v3`: one more of `model.layers`, a mixture, with `final_layernorm` (vLLM, SGLang).
+- `ernie4_5_moe`: `model.mtp_*`, dense, with the model's final norm behind (Baidu's FastDeploy;
+  vLLM and SGLang have no norm there).
+- `minimax_m2`: none. Its configs announce three; the released files hold none.
+"""
 PRESETS = """## Presets
 
 Parameters without layers of multi-token prediction; the cache is in bfloat16.
@@ -72,6 +90,7 @@ def main(folder: str) -> None:
         INTRODUCTION,
         f"Measured with Python {platform.python_version()}, {versions}, on CPU.\n",
         _families(rows),
+        PREDICTION,
         PRESETS,
         _presets(),
         _lines(),

@@ -21,19 +21,20 @@ reference = pytest.importorskip(
     "tests.parity.reference",
     reason="live parity needs torch and transformers; the golden files stand in without them",
 )
-FULL = "full_attention"
+FULL, LOCAL = "full_attention", "sliding_attention"
 
 
 class Layout(NamedTuple):
     """How released files hold the layer: names of its own parts, what its block's begin with, and
-    the key that says that it is there. `{n}` is its number when layers are counted on."""
+    the keys that say that it is there. `{n}` is its number when layers are counted on."""
 
     parts: dict[str, str]
     block: str
-    key: str
+    keys: dict
     copies: tuple[str, ...] = ()
 
 
+COUNTED = {"num_nextn_predict_layers": 1}
 DEEPSEEK = Layout(
     {
         "enorm": "model.layers.{n}.enorm",
@@ -42,7 +43,7 @@ DEEPSEEK = Layout(
         "post_norm": "model.layers.{n}.shared_head.norm",
     },
     "model.layers.{n}.",
-    "num_nextn_predict_layers",
+    COUNTED,
     ("model.layers.{n}.embed_tokens.weight", "model.layers.{n}.shared_head.head.weight"),
 )
 QWEN = Layout(
@@ -53,13 +54,46 @@ QWEN = Layout(
         "post_norm": "mtp.norm",
     },
     "mtp.layers.0.",
-    "mtp_num_hidden_layers",
+    {"mtp_num_hidden_layers": 1},
 )
+HY = Layout(
+    {**DEEPSEEK.parts, "post_norm": "model.layers.{n}.final_layernorm"},
+    DEEPSEEK.block,
+    COUNTED,
+)
+ERNIE = Layout(  # without a norm behind
+    {
+        "enorm": "model.mtp_emb_norm.0",
+        "hnorm": "model.mtp_hidden_norm.0",
+        "eh_proj": "model.mtp_linear_proj.0",
+    },
+    "model.mtp_block.0.",
+    COUNTED,
+)
+EXAONE = COUNTED | {"mtp_layer_types": [FULL], "mtp_sliding_windows": [0]}
+HYBRID = dict(num_hidden_layers=3, layer_types=["linear_attention", FULL, FULL])
+# The layer, a longer model's last, and what transformers' config of it needs beside.
 CASES = {
-    "deepseek_v3_yarn": (DEEPSEEK, dict(num_hidden_layers=4)),
-    "glm4_moe": (DEEPSEEK, dict(num_hidden_layers=3)),
-    "qwen3_5": (QWEN, dict(num_hidden_layers=3, layer_types=["linear_attention", FULL, FULL])),
-    "qwen3_5_moe": (QWEN, dict(num_hidden_layers=3, layer_types=["linear_attention", FULL, FULL])),
+    "deepseek_v3_yarn": (DEEPSEEK, dict(num_hidden_layers=4), {}),
+    "glm4_moe": (DEEPSEEK, dict(num_hidden_layers=3), {}),
+    "qwen3_5": (QWEN, HYBRID, {}),
+    "qwen3_next": (QWEN._replace(keys={}), HYBRID, {}),
+    "mellum": (
+        QWEN._replace(keys=COUNTED),
+        dict(num_hidden_layers=3, layer_types=[FULL, LOCAL, LOCAL]),
+        dict(mtp_layer_types=[LOCAL], mtp_mlp_layer_types=["sparse"]),
+    ),
+    "exaone_moe": (
+        QWEN._replace(keys=EXAONE),
+        dict(
+            num_hidden_layers=4,
+            layer_types=[LOCAL, FULL, LOCAL, FULL],
+            mlp_layer_types=["dense", "sparse", "sparse", "dense"],
+        ),
+        dict(mtp_mlp_layer_types=["dense"]),
+    ),
+    "hy_v3": (HY, dict(num_hidden_layers=3), dict(mtp_mlp_layer_types=["sparse"])),
+    "ernie4_5_moe": (ERNIE, dict(num_hidden_layers=4), dict(chain_hidden_post_norm=True)),
 }
 NAME = "deepseek_v3_yarn"
 
@@ -73,15 +107,18 @@ def made(request, tmp_path_factory):
     import torch
     from transformers.modeling_layers import MtpModel
 
-    layout, changes = CASES[request.param]
+    layout, changes, further = CASES[request.param]
     main = reference.build(request.param)
     longer = reference.build(request.param, seed=1, **changes)
     n = main.config.num_hidden_layers
     assert longer.config.num_hidden_layers == n + 1
     plain, main.config = main.config, copy.deepcopy(main.config)
-    main.config.num_mtp_layers, main.config.mtp_layer_types = 1, [FULL]
+    for key, value in {"num_mtp_layers": 1, "mtp_layer_types": [FULL], **further}.items():
+        setattr(main.config, key, value)
     predictor = MtpModel(main, 1).float().eval()
     main.config = plain
+    if "post_norm" not in layout.parts:
+        predictor.shared_post_norm = main.model.norm
     generator, extra = torch.Generator().manual_seed(2), {}
     with torch.no_grad():
         predictor.layers[0].mtp_block.load_state_dict(longer.model.layers[n].state_dict())
@@ -99,15 +136,15 @@ def made(request, tmp_path_factory):
     behind = {block + x.removeprefix(last): other[x] for x in other.specs if x.startswith(last)}
     held = File(folder / "model.safetensors")
     tensors = {n: np.array(held[n]) for n in held.specs} | behind | extra
-    _write(folder, tensors, layout.key)
+    _write(folder, tensors, layout.keys)
     return main, predictor, folder, copies
 
 
-def _write(folder: Path, tensors: dict[str, np.ndarray], key: str) -> None:
+def _write(folder: Path, tensors: dict[str, np.ndarray], keys: dict) -> None:
     specs = layout(Spec(name, x.dtype, x.shape) for name, x in tensors.items())
     write(folder / "model.safetensors", specs, (tensors[s.name] for s in specs), {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {key: 1}, indent=2))
+    (folder / "config.json").write_text(json.dumps(config | keys, indent=2))
 
 
 def test_draft_is_what_transformers_predicts(made):
@@ -142,7 +179,7 @@ def test_round_trip_with_layers_of_prediction(made, tmp_path):
     save_hf(tmp_path / "same", ckpt.config, ckpt.params, source=ckpt.source)
     for path in folder.iterdir():
         assert (tmp_path / "same" / path.name).read_bytes() == path.read_bytes(), path.name
-    changed = jax.tree.map(lambda x: x + 1, ckpt.params)
+    changed = jax.tree.map(lambda x: np.asarray(x) + 1, ckpt.params)
     save_hf(tmp_path / "changed", ckpt.config, changed, source=ckpt.source)
     again = File(tmp_path / "changed" / "model.safetensors")
     for name in copies[:1]:

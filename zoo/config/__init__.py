@@ -131,6 +131,8 @@ class Config:
         head_bias: a bias on the logits (Phi-3.5-MoE).
         mtp: the layers that predict further tokens, one per depth (DeepSeek-V3, arXiv:2412.19437
             section 2.2); they serve training and drafting, and share embeddings and head.
+        mtp_norm: whether each of these ends with a norm of its own; otherwise the final norm serves
+            them too (ERNIE 4.5).
         max_length: the longest context, in tokens, that the model was made for.
     """
 
@@ -146,8 +148,11 @@ class Config:
     logit_softcap: float | None = None
     head_bias: bool = False
     mtp: tuple[Layer, ...] = ()
+    mtp_norm: bool = True
 
     def __post_init__(self):
+        if not self.mtp:  # so that a model without such layers is one Config
+            object.__setattr__(self, "mtp_norm", True)
         positive(self, "vocab_size", "embed_dim", "max_length")
         positive(self, "embed_scale", "logit_scale", "logit_softcap")
         if not self.stacks:

@@ -69,7 +69,7 @@ def layer_shapes(layer: Layer, d: int) -> dict[str, Shape]:
 
 def _predictor(cfg: Config, layer: Layer, prefix: str) -> dict[str, Shape]:
     d, found = cfg.embed_dim, {}
-    for name in ("embed_norm", "hidden_norm", "norm"):
+    for name in ("embed_norm", "hidden_norm", *(("norm",) if cfg.mtp_norm else ())):
         found |= _norm(cfg.norm, f"{prefix}/{name}", d)
     inner = {f"{prefix}/layer_0/{path}": shape for path, shape in layer_shapes(layer, d).items()}
     return {**found, f"{prefix}/proj/w": (2 * d, d), **inner}

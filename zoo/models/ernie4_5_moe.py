@@ -3,7 +3,8 @@
 Differs from Llama: neighbours are rotated as pairs, in float32 throughout; every
 `moe_layer_interval`-th layer from `moe_layer_start_index` to `moe_layer_end_index` (inclusive) is a
 mixture of experts, with a softmax router and a selection bias in float32, and shared experts (one
-MLP of their width). `use_bias` is for all matrices but the experts' and the router's.
+MLP of their width). `use_bias` is for all matrices but the experts' and the router's. The layer of
+multi-token prediction is dense and ends with the model's final norm, as in Baidu's FastDeploy.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, activation_name, read_rope
-from zoo.hf.table import Row, Same, Shaped
+from zoo.hf.table import Linear, Row, Same, Shaped
 from zoo.models import parts
 from zoo.models.family import INV_FREQ, Family
 from zoo.models.parts import attention, common, decoder, head_dim, heads
@@ -76,7 +77,11 @@ def from_hf(hf: Mapping) -> Config:
         shared=MLP(hidden * shared, act, bias) if shared else None,
     )
     layers = tuple(Layer(mixer, moe if sparse else dense, norm) for sparse in _sparse(keys))
-    cfg = decoder(keys, layers, norm, head_bias=bias)
+    further = Layer(mixer, dense, norm)
+    mtp = parts.one_predictor(keys, "num_nextn_predict_layers", lambda: further)
+    if mtp and bias:
+        raise keys.error("use_bias", "only layers of multi-token prediction without biases are")
+    cfg = decoder(keys, layers, norm, head_bias=bias, mtp=mtp, mtp_norm=False)
     keys.close()
     return cfg
 
@@ -98,6 +103,7 @@ def to_hf(cfg: Config) -> dict:
         "moe_layer_start_index": first,
         "moe_layer_end_index": last,
         "moe_layer_interval": 1 if len(sparse) == 1 else sparse[1] - first,
+        "num_nextn_predict_layers": len(cfg.mtp),
     }
 
 
@@ -114,13 +120,25 @@ def _preset(layers, d, n, k, f, experts, top_k, hidden, shared, first, tied) -> 
     mixer, both = Attention(n, k, 128, rope), dict(select_bias=True, fp32_router=True)
     moe = MoE(experts, top_k, hidden, shared=MLP(shared) if shared else None, **both)
     kinds = (Layer(mixer, MLP(f), norm),) * first + (Layer(mixer, moe, norm),) * (layers - first)
-    return Config(103424, d, stack_layers(kinds), norm, tied, 131072, "ernie4_5_moe")
+    stacks, mtp = stack_layers(kinds), kinds[:1]
+    return Config(
+        103424, d, stacks, norm, tied, 131072, "ernie4_5_moe", mtp=mtp, mtp_norm=False
+    )  # fmt: skip
 
 
+AT = "model.mtp_block.{m}."
+PREDICTOR = (
+    Row("model.mtp_emb_norm.{m}.weight", "embed_norm/scale", Same()),
+    Row("model.mtp_hidden_norm.{m}.weight", "hidden_norm/scale", Same()),
+    Row("model.mtp_linear_proj.{m}.weight", "proj/w", Linear()),
+    *parts.predictor_layer((*parts.NORMS, *parts.ATTENTION, *parts.FFN), AT),
+)
 FAMILY = Family(
     model_type="ernie4_5_moe",
     architecture="Ernie4_5_MoeForCausalLM",
-    table=(*parts.TOP, HEAD_BIAS, *parts.NORMS, *parts.ATTENTION, *parts.FFN, *ROUTED),
+    table=(
+        *parts.TOP, HEAD_BIAS, *parts.NORMS, *parts.ATTENTION, *parts.FFN, *ROUTED, *PREDICTOR,
+    ),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
@@ -129,4 +147,4 @@ FAMILY = Family(
         "ernie-4.5-300b-a47b": _preset(54, 8192, 64, 8, 28672, 64, 8, 3584, 0, 3, False),
     },
     extras=(INV_FREQ, r"model\.mtp_.*"),
-)
+)  # fmt: skip

@@ -1,7 +1,9 @@
 """Hy3 (Tencent, 2026): 295B-A21B.
 
 Differs from Qwen3-MoE: one dense layer first, then mixtures with a sigmoid router in float32, a
-selection bias, a factor on the weights, and shared experts (one MLP of their width).
+selection bias, a factor on the weights, and shared experts (one MLP of their width). The layer of
+multi-token prediction is numbered as one more, and ends with its `final_layernorm`; embeddings and
+head are those of the model, whatever the file holds beside that layer.
 """
 
 from __future__ import annotations
@@ -39,10 +41,9 @@ DEFAULTS = {
     "router_scaling_factor": 2.826,
     "mlp_layer_types": None,
     "first_k_dense_replace": 1,
+    "num_nextn_predict_layers": 0,  # the class has no such key
 }
-# The type in which shared and routed experts are added, and layers of multi-token prediction, whose
-# tensors are carried along.
-UNUSED = frozenset({"enable_moe_fp32_combine", "num_nextn_predict_layers"})
+UNUSED = frozenset({"enable_moe_fp32_combine"})  # the type that the experts are added in
 
 ROUTED = (  # names on disk, then those that transformers has in memory
     Row(parts.IN_MLP + "router.gate.weight", "moe/router/w", Linear()),
@@ -72,7 +73,9 @@ def from_hf(hf: Mapping) -> Config:
     )
     sparse = parts.sparse_layers(keys, keys.integer("first_k_dense_replace"))
     layers = tuple(Layer(mixer, moe if routed else dense, norm) for routed in sparse)
-    cfg = decoder(keys, layers, norm)
+    further = Layer(mixer, moe, norm)
+    mtp = parts.one_predictor(keys, "num_nextn_predict_layers", lambda: further)
+    cfg = decoder(keys, layers, norm, mtp=mtp)
     keys.close()
     return cfg
 
@@ -93,31 +96,29 @@ def to_hf(cfg: Config) -> dict:
         "moe_intermediate_size": moe.hidden,
         "router_scaling_factor": moe.scale,
         **parts.mlp_layer_types(cfg),
+        "num_nextn_predict_layers": len(cfg.mtp),
     }
 
 
 _NORM = Norm(1e-5)
 _MIXER = Attention(64, 8, 128, Rope(128, 11_158_840.0), qk_norm=_NORM)
 _MOE = MoE(192, 8, 1536, scale=2.826, shared=MLP(1536), **ROUTER)
-_LAYERS = (Layer(_MIXER, MLP(13312), _NORM), *(Layer(_MIXER, _MOE, _NORM),) * 79)
+_ROUTED = Layer(_MIXER, _MOE, _NORM)
+_LAYERS = stack_layers((Layer(_MIXER, MLP(13312), _NORM), *(_ROUTED,) * 79))
+_TABLE = (
+    *parts.TOP, *parts.NORMS, *parts.ATTENTION, *parts.QK_NORM, *parts.FFN, *ROUTED,
+)  # fmt: skip
 
 FAMILY = Family(
     model_type="hy_v3",
     architecture="HYV3ForCausalLM",
-    table=(
-        *parts.TOP,
-        *parts.NORMS,
-        *parts.ATTENTION,
-        *parts.QK_NORM,
-        *parts.FFN,
-        *ROUTED,
-    ),
+    table=(*_TABLE, *parts.predictors(_TABLE, norm="final_layernorm")),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
         # the defaults of the config class, which names this checkpoint
         "hy3-preview": Config(
-            120832, 4096, stack_layers(_LAYERS), _NORM, max_length=131072, family="hy_v3"
+            120832, 4096, _LAYERS, _NORM, max_length=131072, family="hy_v3", mtp=(_ROUTED,)
         ),
     },
     extras=(INV_FREQ, r"model\.layers\.{layers}\..*"),

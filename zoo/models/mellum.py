@@ -40,17 +40,17 @@ DEFAULTS = {
     "num_experts_per_tok": 8,
     "num_experts": 64,
     "norm_topk_prob": True,
+    "num_mtp_layers": None,
+    "num_nextn_predict_layers": None,
+    "mtp_layer_types": None,
+    "mtp_mlp_layer_types": None,
 }
-# Layers of multi-token prediction, whose tensors are carried along.
-UNUSED = frozenset({
-    "mtp_layer_types", "mtp_mlp_layer_types", "num_mtp_layers", "num_nextn_predict_layers",
-})  # fmt: skip
 KINDS = {True: "full_attention", False: "sliding_attention"}
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type mellum."""
-    keys = Keys(hf, DEFAULTS, UNUSED)
+    keys = Keys(hf, DEFAULTS)
     norm, act, bias = Norm(float(keys["rms_norm_eps"])), keys.activation(), keys["attention_bias"]
     dense = MLP(keys.integer("intermediate_size"), act)
     moe = MoE(
@@ -60,19 +60,33 @@ def from_hf(hf: Mapping) -> Config:
         act=act,
         renormalize=bool(keys["norm_topk_prob"]),
     )
+
+    def layer(window: int | None, sparse: bool) -> Layer:
+        rope = read_rope(keys, head_dim(keys), layer_type=KINDS[window is None])
+        mixer = attention(keys, bias, rope=rope, qk_norm=norm, window=window)
+        return Layer(mixer, moe if sparse else dense, norm)
+
     found = layer_windows(keys, ["full_attention"] * keys.integer("num_hidden_layers"))
-    ropes = {w: read_rope(keys, head_dim(keys), layer_type=KINDS[w is None]) for w in set(found)}
-    layers = tuple(
-        Layer(
-            attention(keys, bias, rope=ropes[window], qk_norm=norm, window=window),
-            moe if sparse else dense,
-            norm,
-        )
-        for window, sparse in zip(found, parts.sparse_layers(keys, dense=0), strict=True)
-    )
-    cfg = decoder(keys, layers, norm)
+    sparse = parts.sparse_layers(keys, dense=0)
+    layers = tuple(layer(*each) for each in zip(found, sparse, strict=True))
+    depths = keys.alias("num_nextn_predict_layers", "num_mtp_layers")
+    mtp = parts.one_predictor(keys, depths, lambda: layer(*_predictor(keys)))
+    cfg = decoder(keys, layers, norm, mtp=mtp)
     keys.close()
     return cfg
+
+
+def _predictor(keys: Keys) -> tuple[int | None, bool]:
+    """Window of the layer that predicts further, and whether it is a mixture."""
+    kinds, window = keys["mtp_layer_types"] or [KINDS[False]], keys["sliding_window"]
+    if kinds not in ([KINDS[True]], [KINDS[False]]) or (kinds == [KINDS[False]] and not window):
+        raise keys.error(
+            "mtp_layer_types", f"it must be one of {', '.join(KINDS.values())}, with sliding_window"
+        )
+    ffns = keys["mtp_mlp_layer_types"] or ["sparse"]
+    if ffns not in (["sparse"], ["dense"]):
+        raise keys.error("mtp_mlp_layer_types", "it must be one of sparse, dense")
+    return window if kinds == [KINDS[False]] else None, ffns == ["sparse"]
 
 
 def to_hf(cfg: Config) -> dict:
@@ -95,30 +109,37 @@ def to_hf(cfg: Config) -> dict:
         "num_experts_per_tok": moe.top_k,
         "moe_intermediate_size": moe.hidden,
         "norm_topk_prob": moe.renormalize,
+        "num_nextn_predict_layers": len(cfg.mtp),
+        **(_predictor_keys(cfg.mtp[0]) if cfg.mtp else {}),
+    }
+
+
+def _predictor_keys(layer: Layer) -> dict:
+    """The config keys of `_predictor`."""
+    return {
+        "mtp_layer_types": [KINDS[layer.mixer.window is None]],
+        "mtp_mlp_layer_types": ["dense" if isinstance(layer.ffn, MLP) else "sparse"],
     }
 
 
 def _rope_parameters(cfg: Config) -> dict:
     """A rotation per kind of layer; a kind that no layer has gets the default."""
     found = dict(DEFAULTS["rope_parameters"])
-    for layer in cfg.layers:
+    for layer in (*cfg.layers, *cfg.mtp):
         old = write_rope(layer.mixer.rope)
         scaling = old["rope_scaling"] or {"rope_type": "default"}
         found[KINDS[layer.mixer.window is None]] = {"rope_theta": old["rope_theta"], **scaling}
     return found
 
 
+_TABLE = (
+    *parts.TOP, *parts.NORMS, *parts.ATTENTION, *parts.QK_NORM, *parts.FFN, *parts.EXPERTS,
+)  # fmt: skip
+
 FAMILY = Family(
     model_type="mellum",
     architecture="MellumForCausalLM",
-    table=(
-        *parts.TOP,
-        *parts.NORMS,
-        *parts.ATTENTION,
-        *parts.QK_NORM,
-        *parts.FFN,
-        *parts.EXPERTS,
-    ),
+    table=(*_TABLE, *parts.named_predictor(_TABLE)),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={},

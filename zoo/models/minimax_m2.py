@@ -43,7 +43,7 @@ DEFAULTS = {
     "use_qk_norm": True,
     "use_routing_bias": True,
 }
-# Of training, of layers of multi-token prediction that files lack, and of MiniMax-01.
+# Of training, of layers of multi-token prediction that no released file holds, and of MiniMax-01.
 UNUSED = frozenset({
     "attn_type_list", "layernorm_full_attention_beta", "layernorm_linear_attention_beta",
     "layernorm_mlp_beta", "mlp_intermediate_size", "mtp_transformer_layers", "num_mtp_modules",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, activation_name, read_rope, write_rope
@@ -77,15 +77,18 @@ def shared_expert(name: str) -> tuple[Row, ...]:
     )
 
 
-def predictors(table: tuple[Row, ...]) -> tuple[Row, ...]:
-    """Rows of multi-token prediction as DeepSeek-V3 has it: layers that go on counting."""
+def predictors(table: tuple[Row, ...], norm: str = "shared_head.norm") -> tuple[Row, ...]:
+    """Rows of multi-token prediction as DeepSeek-V3 has it: layers that go on counting.
+
+    `norm` is what the family calls the norm that a layer ends with.
+    """
     at = "model.layers.{n}."
     return (
         Row(at + "enorm.weight", "embed_norm/scale", Same()),
         Row(at + "hnorm.weight", "hidden_norm/scale", Same()),
         Row(at + "eh_proj.weight", "proj/w", Linear()),
-        *_of_predictors(table, at),
-        Row(at + "shared_head.norm.weight", "norm/scale", Same()),
+        *predictor_layer(table, at),
+        Row(f"{at}{norm}.weight", "norm/scale", Same()),
     )
 
 
@@ -95,12 +98,12 @@ def named_predictor(table: tuple[Row, ...]) -> tuple[Row, ...]:
         Row("mtp.pre_fc_norm_embedding.weight", "mtp_0/embed_norm/scale", Same()),
         Row("mtp.pre_fc_norm_hidden.weight", "mtp_0/hidden_norm/scale", Same()),
         Row("mtp.fc.weight", "mtp_0/proj/w", Linear()),
-        *_of_predictors(table, "mtp.layers.{m}."),
+        *predictor_layer(table, "mtp.layers.{m}."),
         Row("mtp.norm.weight", "mtp_0/norm/scale", Same()),
     )
 
 
-def _of_predictors(table: tuple[Row, ...], at: str) -> tuple[Row, ...]:
+def predictor_layer(table: tuple[Row, ...], at: str) -> tuple[Row, ...]:
     """The rows of a layer, for one that predicts further and whose names begin with `at`."""
     return tuple(
         Row(row.disk.replace(IN_LAYER, at), tuple(f"layer_0/{p}" for p in row.paths), row.op)
@@ -113,6 +116,18 @@ PREDICTOR_COPIES = {
     "model.layers.{n}.embed_tokens.weight": "model.embed_tokens.weight",
     "model.layers.{n}.shared_head.head.weight": "lm_head.weight",
 }
+
+
+def one_predictor(keys: Keys, number: str, layer: Callable[[], Layer]) -> tuple[Layer, ...]:
+    """`Config.mtp` of families whose files hold at most one layer: `number` is the key of how many.
+
+    Raises:
+        ValueError: there are more.
+    """
+    depths = keys[number] or 0
+    if depths > 1:
+        raise keys.error(number, "no file has more than 1")
+    return tuple(layer() for _ in range(depths))
 
 
 def decoder(keys: Keys, layers: tuple[Layer, ...], norm: Norm, **fields) -> Config:

@@ -10,7 +10,6 @@ are carried along unused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from zoo.config import MLP, Config, MoE
 from zoo.hf.keys import Keys
@@ -98,14 +97,12 @@ def _without_images(rope: dict) -> None:
 
 
 def _dense(layers, d, heads, kv, v_heads, f, tied=False) -> Config:
-    cfg = hybrid_preset("qwen3_5_text", 248320, layers, d, heads, kv, v_heads, MLP(f), tied)
-    return replace(cfg, mtp=cfg.layers[-1:])
+    return hybrid_preset("qwen3_5_text", 248320, layers, d, heads, kv, v_heads, MLP(f), tied)
 
 
 def _moe(layers, d, heads, v_heads, experts, top_k, f) -> Config:
     ffn = MoE(experts, top_k, f, shared=MLP(f), shared_gate=True)
-    cfg = hybrid_preset("qwen3_5_moe_text", 248320, layers, d, heads, 2, v_heads, ffn)
-    return replace(cfg, mtp=cfg.layers[-1:])
+    return hybrid_preset("qwen3_5_moe_text", 248320, layers, d, heads, 2, v_heads, ffn)
 
 
 _TABLE = (*HYBRID, *FLAT, *parts.FFN)

@@ -3,8 +3,9 @@
 Differs from Qwen3-MoE: three layers of four are Gated DeltaNets (arXiv:2412.06464), the fourth
 attends with an output gate and rotates a quarter of each head; all norms but the DeltaNet's are
 stored less one; a shared expert has a gate. On disk the DeltaNet's projections are grouped by key
-head. Tensors of multi-token prediction (mtp.*), which no key of the config counts, are carried
-along unused.
+head. No key of released configs counts the layer of multi-token prediction that their files have
+(mtp.*), which attends like every fourth layer: without mtp_num_hidden_layers there is one, if the
+file has it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ DEFAULTS = {
     "num_experts": 512,
     "norm_topk_prob": True,
     "mlp_only_layers": None,
-    "use_sliding_window": False,  # in released files; the class has no such key
+    # The class has no such keys: in released files, and ours.
+    "use_sliding_window": False,
+    "mtp_num_hidden_layers": 1,
 }
 
 IN_LINEAR = IN_LAYER + "linear_attn."
@@ -107,6 +110,7 @@ def to_hf(cfg: Config) -> dict:
         "decoder_sparse_step": 1,
         "mlp_only_layers": dense,
         "norm_topk_prob": moe.renormalize,
+        "mtp_num_hidden_layers": len(cfg.mtp),
     }
 
 
@@ -155,10 +159,9 @@ def hybrid(keys: Keys, ffn, take=lambda left: None) -> Config:
     mixers = {LINEAR: delta, FULL: full}
     kinds = layer_kinds(keys)
     layers = tuple(Layer(mixers[kind], ffn(i), norm) for i, kind in enumerate(kinds))
-    depths = keys.get("mtp_num_hidden_layers") or 0
-    if depths > 1:
-        raise keys.error("mtp_num_hidden_layers", "no file has more than 1")
-    cfg = decoder(keys, layers, norm, mtp=(Layer(full, ffn(len(kinds) - 1), norm),) * depths)
+    further = Layer(full, ffn(len(kinds) - 1), norm)
+    mtp = parts.one_predictor(keys, "mtp_num_hidden_layers", lambda: further)
+    cfg = decoder(keys, layers, norm, mtp=mtp)
     keys.close()
     return cfg
 
@@ -202,16 +205,17 @@ def hybrid_preset(family, vocab, layers, d, heads, kv, v_heads, ffn, tied=False)
     delta = Layer(GatedDelta(16, v_heads, 128, 128), ffn, norm)
     pattern = (delta, delta, delta, Layer(full, ffn, norm))
     stacks = stack_layers(pattern * (layers // 4))
-    return Config(vocab, d, stacks, norm, tied, 262144, family)
+    return Config(vocab, d, stacks, norm, tied, 262144, family, mtp=pattern[-1:])
 
 
 _MOE = MoE(512, 10, 512, shared=MLP(512), shared_gate=True)
 _80B = hybrid_preset("qwen3_next", 151936, 48, 2048, 16, 2, 32, _MOE)
+_TABLE = (*HYBRID, *GROUPED, *parts.FFN, *parts.EXPERTS, *SHARED_EXPERT)
 
 FAMILY = Family(
     model_type="qwen3_next",
     architecture="Qwen3NextForCausalLM",
-    table=(*HYBRID, *GROUPED, *parts.FFN, *parts.EXPERTS, *SHARED_EXPERT),
+    table=(*_TABLE, *parts.named_predictor(_TABLE)),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={"qwen3-next-80b-a3b": _80B},

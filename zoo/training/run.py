@@ -199,7 +199,9 @@ def _config_of(path: str) -> Config:
         raise ValueError(
             f"{path!r} is neither a folder nor a preset: presets are {', '.join(presets())}"
         )
-    return config_from_hf(path)
+    from zoo.hf.load import read
+
+    return read(path)[1]  # what the folder's tensors are, of what its config announces
 
 
 def _with_tokenizer(settings: Settings) -> DataConfig:
