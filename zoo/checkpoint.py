@@ -273,12 +273,10 @@ def save_run(
 
 def copy_tokenizer(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Copies what belongs to a tokenizer out of a folder, which may hold a whole model."""
-    from zoo.hf.source import TOKENIZER as names
+    from zoo.hf.source import copy_texts
 
     Path(target).mkdir(parents=True, exist_ok=True)
-    for name in (*names, "generation_config.json"):
-        if (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, Path(target) / name)
+    copy_texts(Path(source), Path(target))
 
 
 def is_run(path: str | os.PathLike) -> bool:

@@ -84,6 +84,9 @@ def test_named_templates_are_chosen_by_tools(made, files):
     chat = open_chat(made(files))
     assert chat.render(MESSAGES) == "default"
     assert chat.render(MESSAGES, tools=[talks.CLOCK]) == "tool_use"
+    assert chat.render(MESSAGES, template="tool_use") == "tool_use"
+    with pytest.raises(ValueError, match="called default, tool_use, and none called rag"):
+        chat.render(MESSAGES, template="rag")
 
 
 def test_special_tokens_of_older_and_newer_folders(made):

@@ -15,6 +15,7 @@ import pytest
 import zoo
 from tests.hf.cases import GOLDEN
 from zoo import models
+from zoo.hf.hub import resolve
 from zoo.hf.layout import shapes
 from zoo.hf.load import flatten, load
 from zoo.hf.safetensors import File, Spec, layout, write
@@ -252,6 +253,21 @@ def test_repeated_tied_head(copy):
 def test_no_folder(name):
     with pytest.raises(ValueError, match=r"neither a folder nor a repo id"):
         load(name)
+
+
+def test_a_repo_is_its_top_folder_and_its_templates(monkeypatch, tmp_path):
+    hub = pytest.importorskip("huggingface_hub", reason="needs the extra hf")
+    names = ["config.json", "onnx/config.json", "additional_chat_templates/rag.jinja"]
+    fetched = set()
+
+    def download(repo, revision=None, **patterns):
+        assert revision in (None, tmp_path.name)
+        fetched.update(hub.utils.filter_repo_objects(names, **patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert resolve("someone/model") == tmp_path
+    assert fetched == {names[0], names[2]}
 
 
 def test_repo_offline():

@@ -20,7 +20,7 @@ import zoo
 from tests.hf.cases import GOLDEN
 from tests.hf.test_load import edit, rewrite
 from zoo import models
-from zoo.hf.load import flatten, load
+from zoo.hf.load import flatten, load, unflatten
 from zoo.hf.safetensors import File
 from zoo.hf.save import save_hf
 
@@ -28,7 +28,8 @@ FOLDER = Path(__file__).parent.parent / "golden"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
 def equal(a: dict, b: dict) -> None:
@@ -69,6 +70,36 @@ def test_extras_and_foreign_metadata_come_back(tmp_path):
     ckpt = load(folder)
     save_hf(tmp_path / "again", ckpt.config, ckpt.params, source=ckpt.source)
     assert contents(tmp_path / "again") == contents(folder)
+
+
+def test_named_templates_come_back_and_follow_the_tokenizer(tmp_path):
+    folder = Path(shutil.copytree(FOLDER / "llama", tmp_path / "model"))
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}\r\n")
+    ckpt, again = load(folder), tmp_path / "again"
+    for _ in range(2):  # also over an older one
+        save_hf(again, ckpt.config, ckpt.params, source=ckpt.source)
+    assert contents(again) == contents(folder)
+    save_hf(again, ckpt.config, ckpt.params, source=ckpt.source, tokenizer=FOLDER / "qwen3_moe")
+    assert not (again / "additional_chat_templates").exists()
+    save_hf(again, ckpt.config, ckpt.params, tokenizer=folder)
+    assert load(again).chat.templates.keys() == {"default", "rag"}
+
+
+def test_biases_that_a_folder_leaves_out_are_zeros(tmp_path):
+    folder, ours = Path(shutil.copytree(FOLDER / "axk1", tmp_path / "model")), "moe/bias/b"
+    bias = "mlp.gate.e_score_correction_bias"
+    rewrite(folder, lambda t: [t.pop(name) for name in list(t) if name.endswith(bias)])
+    ckpt, again = load(folder), tmp_path / "again"
+    (path,) = (p for p in flatten(ckpt.params["params"]) if p.endswith(ours))
+    flat = flatten(ckpt.params["params"])
+    assert flat[path].dtype == np.float32
+    assert not np.any(flat[path])
+    save_hf(again, ckpt.config, ckpt.params, source=ckpt.source)
+    assert contents(again) == contents(folder)
+    moved = flat[path].at[0, 1].set(0.5)
+    save_hf(again, ckpt.config, unflatten({**flat, path: moved}), source=ckpt.source)
+    np.testing.assert_array_equal(flatten(load(again).params["params"])[path], moved)
 
 
 def test_a_header_of_another_writer_comes_back(tmp_path):

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.hf import template
 from zoo.hf.source import CONFIG as MODEL_CONFIG
-from zoo.hf.source import GENERATION
+from zoo.hf.source import GENERATION, named_templates
 from zoo.hf.template import Template, plain
 from zoo.hf.tokenizer import CONFIG, open_tokenizer, read_config, read_object
 
 if TYPE_CHECKING:
     import tokenizers
 
-JINJA, LEGACY, NAMED = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
+JINJA, LEGACY = "chat_template.jinja", "chat_template.json"
 SPECIAL = "special_tokens_map.json"
 SPECIAL_BY_NAME = ("extra_special_tokens", "model_specific_special_tokens")
 DEFAULT, TOOLS = "default", "tool_use"
@@ -59,6 +59,7 @@ class Chat:
         tools: Sequence[Mapping] | None = None,
         documents: Sequence[Mapping] | None = None,
         add_generation_prompt: bool = True,
+        template: str | None = None,
         **variables: Any,
     ) -> str:
         """The text of a conversation.
@@ -69,6 +70,8 @@ class Chat:
             tools: a JSON schema of each function that the model may call.
             documents: {"title": ..., "text": ...} each, for models that quote.
             add_generation_prompt: end with the words that begin an answer.
+            template: which of `templates`; None is "tool_use" if there are tools and it, else
+                "default".
             **variables: others that the template reads, `enable_thinking` for one.
 
         Raises:
@@ -85,20 +88,21 @@ class Chat:
             "documents": plain(documents, "documents"),
             "add_generation_prompt": add_generation_prompt,
         }
-        return self._template(tools).render(seen)
+        return self._template(tools, template).render(seen)
 
     def encode(self, messages: Sequence[Message], *args: Any, **kwargs: Any) -> list[int]:
         """Token ids of `render`. Nothing is added: templates write the bos token themselves."""
         text = self.render(messages, *args, **kwargs)
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def _template(self, tools: Sequence[Mapping] | None) -> Template:
-        name = TOOLS if tools is not None and TOOLS in self.templates else DEFAULT
-        if name not in self.templates:
+    def _template(self, tools: Sequence[Mapping] | None, name: str | None) -> Template:
+        if name is None:
+            name = TOOLS if tools is not None and TOOLS in self.templates else DEFAULT
+        if not isinstance(name, str) or name not in self.templates:
             file = next(iter(self.templates.values())).file
             raise ValueError(
                 f"{file} has templates called {', '.join(sorted(self.templates))}, and none "
-                f"called {DEFAULT}"
+                f"called {name}"
             )
         return self.templates[name]
 
@@ -138,7 +142,7 @@ def _sampling(generation: Mapping) -> dict[str, float]:
 
 
 def _templates(folder: Path, config: Mapping) -> dict[str, Template]:
-    files = {path.stem: path for path in sorted((folder / NAMED).glob("*.jinja"))}
+    files = {path.stem: path for path in named_templates(folder).values()}
     if (folder / JINJA).exists():
         files[DEFAULT] = folder / JINJA
     if files:

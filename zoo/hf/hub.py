@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from zoo.hf.source import NAMED
+
 # What a checkpoint is made of; other formats of the same weights would double the download.
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.md", "*.py", "LICENSE*"]
 
@@ -33,8 +35,13 @@ def resolve(path_or_repo: str | os.PathLike) -> Path:
             "pip install 'zoo-jax[hf]'"
         ) from e
     try:
+        found = huggingface_hub.snapshot_download(
+            repo, allow_patterns=PATTERNS, ignore_patterns="*/*"
+        )
         return Path(
-            huggingface_hub.snapshot_download(repo, allow_patterns=PATTERNS, ignore_patterns="*/*")
+            huggingface_hub.snapshot_download(
+                repo, revision=Path(found).name, allow_patterns=f"{NAMED}/*.jinja"
+            )
         )
     except errors.GatedRepoError as e:
         raise ValueError(f"{repo} is gated: accept its licence on its page and log in") from e

@@ -126,8 +126,10 @@ def read(folder: str | os.PathLike) -> tuple[Source, Config, dict[str, Tensor], 
     """
     source = open_source(folder)
     cfg = config_from_hf(source.config)
-    names = stored.names(source)
-    tensors = expand(cfg, storage(cfg, source.config).table, names)
+    names, held = stored.names(source), storage(cfg, source.config)
+    tensors = expand(cfg, held.table, names)
+    absent = held.unwritten(tensors, names)
+    tensors = {name: t for name, t in tensors.items() if name not in absent}
     if cfg.mtp and not any(_predicts(t) for t in tensors.values() if t.name in names):
         cfg = replace(cfg, mtp=())  # transformers drops these layers and leaves their number
         tensors = {name: t for name, t in tensors.items() if not _predicts(t)}
@@ -201,6 +203,8 @@ class _Fill:
 
     def _read(self, bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
         out = strided.empty(tuple(stop - start for start, stop in bounds), self.dtype)
+        if not self.pieces:  # a folder leaves out what is zero
+            out[...] = 0
         copies = []
         for tensor, k in self.pieces:
             at = tensor.parts[k].at

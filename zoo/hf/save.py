@@ -15,7 +15,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,17 @@ from zoo.hf.layout import shapes
 from zoo.hf.load import flatten, float_type
 from zoo.hf.quantization import FLOATS
 from zoo.hf.safetensors import File, Spec, layout, write, write_atomically
-from zoo.hf.source import CONFIG, GENERATION, INDEX, TOKENIZER, WEIGHTS, Source, json_bytes, some
+from zoo.hf.source import (
+    CONFIG,
+    GENERATION,
+    INDEX,
+    NAMED,
+    TOKENIZER,
+    WEIGHTS,
+    Source,
+    json_bytes,
+    some,
+)
 from zoo.hf.table import Tensor, expand
 from zoo.models import storage
 from zoo.models.family import Storage
@@ -86,6 +96,7 @@ def save_hf(
     held = storage(config, hf)
     tensors = expand(config, held.table, names)
     _check_params(config, flat)
+    tensors = _without_zeros(tensors, held, flat, names)
     found = {} if source is None else stored.plan(source, tensors)
     if is_quantized(flat):
         if source is None or dtype is not None:
@@ -119,6 +130,7 @@ def save_hf(
         if hosts.is_first():
             for name, content in files.items():
                 data = content if isinstance(content, bytes) else content.read_bytes()
+                (temporary / name).parent.mkdir(exist_ok=True)
                 write_atomically(temporary / name, lambda f, data=data: f.write(data))
             _keep_foreign_files(out, temporary)
             _replace(out, temporary)
@@ -191,8 +203,12 @@ def _check_destination(out: Path) -> None:
     entries = list(out.iterdir())
     if entries and not (out / CONFIG).exists():
         raise ValueError(f"{out} is not empty and no checkpoint; name another folder")
-    if folders := [p.name for p in entries if p.is_dir()]:
+    if folders := [p.name for p in entries if p.is_dir() and not _is_of_templates(p)]:
         raise ValueError(f"{out} holds folders ({some(sorted(folders))}); name another one")
+
+
+def _is_of_templates(folder: Path) -> bool:
+    return folder.name == NAMED and all(path.suffix == ".jinja" for path in folder.iterdir())
 
 
 def _check_params(config: Config, flat: dict[str, Any]) -> None:
@@ -213,6 +229,17 @@ def _check_params(config: Config, flat: dict[str, Any]) -> None:
                 f"params: {path} is {flat[path].dtype}; a checkpoint holds bfloat16, float16 or "
                 "float32: cast it first"
             )
+
+
+def _without_zeros(
+    tensors: dict[str, Tensor], held: Storage, flat: dict[str, Any], names: Collection[str] | None
+) -> dict[str, Tensor]:
+    """Without tensors that the source leaves out because they are zeros, if they still are."""
+    absent = set() if names is None else held.unwritten(tensors, names)
+    paths = {part.path for name in absent for part in tensors[name].parts}
+    if any(bool((flat[path] != 0).any()) for path in paths):
+        return tensors
+    return {name: t for name, t in tensors.items() if name not in absent}
 
 
 def _repeated(
@@ -308,7 +335,7 @@ def _keep_foreign_files(out: Path, temporary: Path) -> None:
     if not out.exists():
         return
     for path in out.iterdir():
-        ours = path.name in (CONFIG, GENERATION, INDEX, *TOKENIZER)
+        ours = path.name in (CONFIG, GENERATION, INDEX, NAMED, *TOKENIZER)
         if not ours and path.suffix != ".safetensors" and not (temporary / path.name).exists():
             shutil.copy2(path, temporary / path.name)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from zoo.config import Config
-from zoo.hf.source import CONFIG, GENERATION, TOKENIZER, Source, json_bytes
+from zoo.hf.source import CONFIG, GENERATION, TOKENIZER, Source, json_bytes, tokenizer_files
 from zoo.models import config_from_hf, config_to_hf, wrapper
 
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
@@ -30,9 +30,9 @@ def files(
     """Everything but weights: bytes, or files to be copied."""
     found: dict[str, bytes | Path] = {}
     if source is not None:
-        found |= {path.name: path for path in source.others}
+        found |= {path.relative_to(source.folder).as_posix(): path for path in source.others}
     if tokenizer is not None:
-        found = {name: f for name, f in found.items() if name not in TOKENIZER}
+        found = {n: f for n, f in found.items() if n not in TOKENIZER and Path(n).name == n}
         found |= _tokenizer_files(Path(tokenizer).expanduser())
     tokens = {}
     if generation is not None:
@@ -91,9 +91,7 @@ def _written(hf: Mapping, config: Config) -> dict:
 
 
 def _tokenizer_files(path: Path) -> dict[str, Path]:
-    folder = path if path.is_dir() else path.parent
-    names = TOKENIZER if path.is_dir() else (path.name,)
-    found = {name: folder / name for name in names if (folder / name).exists()}
-    if not found:
+    found = tokenizer_files(path) if path.is_dir() else {"tokenizer.json": path}
+    if not found or not path.exists():
         raise ValueError(f"tokenizer={str(path)!r} has none of {', '.join(TOKENIZER)}")
-    return found if path.is_dir() else {"tokenizer.json": path}
+    return found

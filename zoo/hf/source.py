@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ TOKENIZER = (
     "merges.txt",
     "vocab.txt",
 )
+NAMED = "additional_chat_templates"
+"""The folder of a tokenizer's further templates, each NAME.jinja."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Source:
         files: the safetensors files, in the order of their names.
         index_bytes: the index of a sharded checkpoint, None for a single file.
         extras: names of tensors that the model does not use; written back from the mapped files.
-        others: the remaining files of the folder: tokenizer, generation config, templates, licence.
+        others: the remaining files of the folder: tokenizer, generation config, licence, templates
+            (also those in `NAMED`).
     """
 
     folder: Path
@@ -107,8 +111,29 @@ def open_source(folder: str | os.PathLike) -> Source:
         found = sorted(p.name for p in folder.iterdir() if p.name.endswith(OTHER_WEIGHTS))
         hint = f"; it has {', '.join(found)}: convert them to safetensors first" if found else ""
         raise ValueError(f"{folder} has neither {WEIGHTS} nor {INDEX}{hint}")
-    others = tuple(sorted(p for p in folder.iterdir() if p.is_file() and _is_other(p.name)))
-    return Source(folder, config, config_bytes, files, index_bytes, others)
+    others = sorted(p for p in folder.iterdir() if p.is_file() and _is_other(p.name))
+    others += named_templates(folder).values()
+    return Source(folder, config, config_bytes, files, index_bytes, tuple(others))
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """What belongs to a folder's tokenizer, by name within the folder."""
+    found = {name: folder / name for name in TOKENIZER if (folder / name).is_file()}
+    return found | named_templates(folder)
+
+
+def copy_texts(folder: Path, target: Path) -> None:
+    """Copies what belongs to a folder's tokenizer, and how it wants to be sampled from."""
+    generation = folder / GENERATION
+    found = tokenizer_files(folder) | ({GENERATION: generation} if generation.is_file() else {})
+    for name, path in found.items():
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target / name)
+
+
+def named_templates(folder: Path) -> dict[str, Path]:
+    """Chat templates beside the one of the folder, by name within it."""
+    return {f"{NAMED}/{path.name}": path for path in sorted((folder / NAMED).glob("*.jinja"))}
 
 
 def _shards(folder: Path, index: dict) -> tuple[File, ...]:

@@ -41,7 +41,7 @@ from zoo.cache import Cache
 from zoo.decoder import Decoder
 from zoo.hf import safetensors
 from zoo.hf.load import Checkpoint
-from zoo.hf.source import GENERATION, TOKENIZER
+from zoo.hf.source import copy_texts
 from zoo.inference import unstack
 from zoo.rope import borders
 
@@ -89,7 +89,7 @@ def export(
     out.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
-        _copy_texts(checkpoint.source.folder, made)
+        copy_texts(checkpoint.source.folder, made)
         programs = {p: _write_programs(model, weights, p, sizes, made) for p in platforms}
         _write_weights(made / WEIGHTS, weights)
         manifest = _manifest(model, weights, checkpoint, programs, sizes)
@@ -221,9 +221,3 @@ def _manifest(
         "weights": list(_named(weights["params"])),
         "cache": [{"shape": list(leaf.shape), "dtype": leaf.dtype.name} for leaf in cache],
     }
-
-
-def _copy_texts(source: Path, folder: Path) -> None:
-    for name in (*TOKENIZER, GENERATION):
-        if (source / name).exists():
-            shutil.copy(source / name, folder / name)

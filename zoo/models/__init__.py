@@ -196,7 +196,7 @@ def storage(cfg: Config, hf: Mapping | None = None) -> Storage:
     """Where a folder with the config `hf`, or a new one, holds the parameters of `cfg`."""
     found = family(cfg.family)
     whole = None if hf is None else wrapper(hf)
-    plain = Storage(found.table, found.extras, found.copies)
+    plain = Storage(found.table, found.extras, found.copies, found.zeros)
     held = plain if whole is None else wrapped(found, whole)
     return held.numbered(len(cfg.layers), len(cfg.mtp))
 

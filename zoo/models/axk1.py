@@ -2,7 +2,8 @@
 
 Differs from DeepSeek-V3: what a mixture adds is normalised first; queries always have a latent;
 `mlp_layer_types`, or first_k_dense_replace and moe_layer_freq, say which layers are mixtures.
-Released files hold that norm for dense layers too, where it is carried along unused.
+Released files hold that norm for dense layers too, where it is carried along unused, and no
+selection biases, which are then zeros, as in transformers.
 """
 
 from __future__ import annotations
@@ -79,4 +80,5 @@ FAMILY = Family(
     to_hf=to_hf,
     presets={"a.x-k1": _preset()},
     extras=(INV_FREQ, r"model\.layers\.\d+\.post_mlp_layernorm\.weight"),
+    zeros=r"model\.layers\.\d+\.mlp\.gate\.e_score_correction_bias",
 )

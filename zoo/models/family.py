@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from zoo.config import Config
@@ -31,6 +31,7 @@ class Family:
             number of layers.
         copies: tensors of a layer of multi-token prediction that repeat one of the main model ->
             that one; `{n}` is the layer's number.
+        zeros: a pattern of tensors that are zeros where a folder has none of them.
     """
 
     model_type: str
@@ -44,6 +45,7 @@ class Family:
     other_architectures: tuple[str, ...] = ()
     extras: tuple[str, ...] = (INV_FREQ,)
     copies: Mapping[str, str] = field(default_factory=dict)
+    zeros: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,13 @@ class Storage:
     Attributes:
         table: where parameters are.
         extras: patterns of tensors that are carried along.
-        copies: as in `Family`.
+        copies: as in `Family`, and so `zeros`.
     """
 
     table: tuple[Row, ...]
     extras: tuple[str, ...]
     copies: Mapping[str, str]
+    zeros: str | None = None
 
     @property
     def tied(self) -> dict[str, str]:
@@ -97,6 +100,11 @@ class Storage:
         embeds = [row.disk for row in self.table if row.paths == ("embed/table",)]
         heads = [row.disk for row in self.table if row.paths == ("head/w",)]
         return dict(zip(heads, embeds, strict=False))
+
+    def unwritten(self, names: Collection[str], present: Collection[str]) -> set[str]:
+        """Those of `names` that a folder of the tensors `present` leaves out because they are 0."""
+        found = {n for n in names if self.zeros and re.fullmatch(self.zeros, n)}
+        return set() if found & set(present) else found
 
     def numbered(self, layers: int, depths: int) -> Storage:
         """The same with names instead of patterns in `copies`."""

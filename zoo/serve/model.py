@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 
 import zoo
 from zoo import checkpoint
-from zoo.hf.chat import JINJA, LEGACY, NAMED, Chat, open_chat, special_tokens
+from zoo.hf.chat import JINJA, LEGACY, Chat, open_chat, special_tokens
 from zoo.hf.hub import resolve
+from zoo.hf.source import NAMED
 from zoo.hf.tokenizer import open_tokenizer, read_config
 from zoo.inference.completion import Runner
 from zoo.inference.embed import Embedder

@@ -145,7 +145,7 @@ def find_config(settings: Settings) -> Config:
     Raises:
         ValueError: neither a preset nor a folder, or the two differ.
     """
-    start = None if settings.init_from is None else _config_of(settings.init_from)
+    start = None if settings.init_from is None else _config_of(settings.init_from, weights=True)
     model = settings.model
     if model is None:
         return start
@@ -192,16 +192,22 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _config_of(path: str) -> Config:
+def _config_of(path: str, weights: bool = False) -> Config:
+    """The model of a run or of a folder; with `weights`, of what the folder's tensors are.
+
+    A config may announce layers of multi-token prediction that the tensors lack.
+    """
     if checkpoint.is_run(path):
         return config_from_hf(checkpoint.read_run(path)["model"])
     if not Path(path).exists():
         raise ValueError(
             f"{path!r} is neither a folder nor a preset: presets are {', '.join(presets())}"
         )
+    if not weights:
+        return config_from_hf(path)
     from zoo.hf.load import read
 
-    return read(path)[1]  # what the folder's tensors are, of what its config announces
+    return read(path)[1]
 
 
 def _with_tokenizer(settings: Settings) -> DataConfig:
