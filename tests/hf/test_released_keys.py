@@ -38,6 +38,32 @@ K_EXAONE = json.loads("""{
   "topk_group": 1, "topk_method": "noaux_tc", "use_cache": true, "vocab_size": 153600}""")
 K_EXAONE["is_moe_layer"] = [i > 0 for i in range(48)]
 K_EXAONE["sliding_windows"] = [128, 128, 128, 0] * 12
+MELLUM_2 = json.loads("""{
+  "architectures": ["MellumForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+  "bos_token_id": 0, "dtype": "bfloat16", "eos_token_id": 28, "head_dim": 128,
+  "hidden_act": "silu", "hidden_size": 2304, "initializer_range": 0.02, "intermediate_size": 7168,
+  "max_position_embeddings": 131072, "max_window_layers": 0, "model_type": "mellum",
+  "moe_intermediate_size": 896, "norm_topk_prob": true, "num_attention_heads": 32,
+  "num_experts": 64, "num_experts_per_tok": 8, "num_hidden_layers": 28, "num_key_value_heads": 4,
+  "output_router_logits": false, "rms_norm_eps": 1e-06, "rope_parameters": {
+    "full_attention": {"attention_factor": 1.2772588722239782, "beta_fast": 32.0,
+      "beta_slow": 1.0, "factor": 16.0, "original_max_position_embeddings": 8192,
+      "rope_theta": 500000.0, "rope_type": "yarn"},
+    "sliding_attention": {"rope_theta": 500000.0, "rope_type": "default"}},
+  "router_aux_loss_coef": 0.001, "sliding_window": 1024, "tie_word_embeddings": false,
+  "use_cache": true, "use_sliding_window": true, "vocab_size": 98304}""")
+MELLUM_2["layer_types"] = [*["sliding_attention"] * 3, "full_attention"] * 7
+MELLUM_2["mlp_layer_types"] = ["sparse"] * 28
+GRANITE_SWASH = json.loads("""{
+  "architectures": ["GraniteSWAForCausalLM"], "attention_bias": false,
+  "attention_multiplier": 0.0078125, "bos_token_id": 100257, "embedding_multiplier": 12,
+  "eos_token_id": 100257, "hidden_act": "silu", "hidden_size": 2560, "initializer_range": 0.1,
+  "intermediate_size": 8192, "logits_scaling": 10, "max_position_embeddings": 8192,
+  "mlp_bias": false, "model_type": "granite_swa", "num_attention_heads": 20,
+  "num_hidden_layers": 24, "num_key_value_heads": 4, "pad_token_id": 100256,
+  "residual_multiplier": 0.28, "rms_norm_eps": 1e-05, "rope_theta": 10000, "sliding_window": 128,
+  "tie_word_embeddings": true, "vocab_size": 100352}""")
+GRANITE_SWASH["layer_types"] = ["full_attention", *["sliding_attention"] * 3] * 6
 OLMO_3_7B = json.loads("""{
   "architectures": ["Olmo3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
   "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
@@ -77,7 +103,9 @@ PHI_MOE = {
 RELEASED = {
     "gemma-3-4b": GEMMA_3_4B,
     "gemma-7b": GEMMA_7B,
+    "granite-swash-2b": GRANITE_SWASH,
     "k-exaone-236b-a23b": K_EXAONE,
+    "mellum2-12b-a2.5b": MELLUM_2,
     "olmo-3-7b": OLMO_3_7B,
     "phi-4-mini": PHI_4_MINI,
 }
@@ -132,6 +160,9 @@ _GEMMA_3 = {"model_type": "gemma3_text"}
         (K_EXAONE, {"mtp_sliding_windows": [128]}, "mtp_layer_types say"),
         (K_EXAONE, {"mtp_layer_types": ["chunked"]}, "mtp_layer_types.*one kind"),
         (K_EXAONE, {"num_nextn_predict_layers": 2}, "no file has more than 1"),
+        (MELLUM_2, {"num_mtp_layers": 1, "mtp_layer_types": ["chunked"]}, "with sliding_window"),
+        (MELLUM_2, {"num_mtp_layers": 1, "mtp_mlp_layer_types": ["moe"]}, "sparse, dense"),
+        (MELLUM_2, {"max_window_layers": 4}, "max_window_layers=4.*only 0"),
         (OLMO_3_7B, {"rope_theta": 1e4}, "transformers 4 and 5 differ"),
         (PHI_4_MINI, {"lm_head_bias": True}, "lm_head_bias=True"),
         (

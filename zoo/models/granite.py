@@ -144,6 +144,21 @@ def _preset(layers, d, n, f, logits, vocab=100352, theta=1e7, added=0.22) -> Con
     )
 
 
+def _swash() -> Config:
+    """The released config.json, as copies of it outside of its repository say."""
+    norm = Norm(1e-5)
+    full, local = (
+        Attention(20, 4, 128, Rope(128, 1e4), window, scale=0.0078125, sinks=True)
+        for window in (None, 128)
+    )
+    mixers = (full, local, local, local) * 6
+    layers = tuple(Layer(mixer, MLP(8192), norm, residual_scale=0.28) for mixer in mixers)
+    return Config(
+        100352, 2560, stack_layers(layers), norm, True, 8192, "granite_swa",
+        embed_scale=12.0, logit_scale=1 / 10,
+    )  # fmt: skip
+
+
 FAMILY = Family(
     model_type="granite",
     architecture="GraniteForCausalLM",
@@ -164,5 +179,5 @@ SWA = Family(
     table=(*FAMILY.table, Row(parts.IN_ATTENTION + "sinks", "attn/sinks", Same())),
     from_hf=swa_from_hf,
     to_hf=swa_to_hf,
-    presets={},  # granite-swash-2b's multipliers and thetas are not published outside its files
+    presets={"granite-swash-2b": _swash()},
 )

@@ -2,14 +2,24 @@
 
 Differs from Qwen3-MoE: layers of two kinds, which see a window or all and rotate differently, and
 dense layers wherever `mlp_layer_types` says so. Only transformers 5 reads such configs, and only
-with rope_parameters by layer type. No presets: the released layer types are not known here.
+with rope_parameters by layer type.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zoo.config import MLP, Config, Layer, MoE, Norm
+from zoo.config import (
+    MLP,
+    Attention,
+    Config,
+    Layer,
+    MoE,
+    Norm,
+    Rope,
+    YarnScaling,
+    stack_layers,
+)
 from zoo.hf.keys import Keys, activation_name, read_rope, write_rope
 from zoo.models import parts
 from zoo.models.family import INV_FREQ, Family
@@ -44,6 +54,9 @@ DEFAULTS = {
     "num_nextn_predict_layers": None,
     "mtp_layer_types": None,
     "mtp_mlp_layer_types": None,
+    # Of released files; the class has no such keys, and layer_types says the same.
+    "use_sliding_window": True,
+    "max_window_layers": 0,
 }
 KINDS = {True: "full_attention", False: "sliding_attention"}
 
@@ -132,6 +145,20 @@ def _rope_parameters(cfg: Config) -> dict:
     return found
 
 
+def _mellum2() -> Config:
+    """The released config.json, as two copies of it outside of its repository say."""
+    norm = Norm(1e-6)
+    yarn = YarnScaling(16.0, 8192, 32.0, 1.0, attention_factor=1.2772588722239782)
+    local, full = (
+        Attention(32, 4, 128, Rope(128, 5e5, scaling=scaling), window, qk_norm=norm)
+        for scaling, window in ((None, 1024), (yarn, None))
+    )
+    moe = MoE(64, 8, 896)
+    layers = tuple(Layer(full if i % 4 == 3 else local, moe, norm) for i in range(28))
+    length, family = 131072, "mellum"
+    return Config(98304, 2304, stack_layers(layers), norm, max_length=length, family=family)
+
+
 _TABLE = (
     *parts.TOP, *parts.NORMS, *parts.ATTENTION, *parts.QK_NORM, *parts.FFN, *parts.EXPERTS,
 )  # fmt: skip
@@ -142,6 +169,6 @@ FAMILY = Family(
     table=(*_TABLE, *parts.named_predictor(_TABLE)),
     from_hf=from_hf,
     to_hf=to_hf,
-    presets={},
+    presets={"mellum2-12b-a2.5b": _mellum2()},
     extras=(INV_FREQ, r"mtp\..*"),
 )
