@@ -15,7 +15,8 @@ import numpy as np
 from zoo.hf.hub import resolve
 from zoo.hf.load import load
 from zoo.hf.save import save_hf
-from zoo.hf.source import OTHER_WEIGHTS
+from zoo.hf.source import OTHER_WEIGHTS, named_templates
+from zoo.models import wrapper
 from zoo.quantized import is_quantized
 
 CHUNK = 1 << 24
@@ -64,9 +65,9 @@ def verify(
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / "again"
         save_hf(again, ckpt.config, ckpt.params, source=ckpt.source)
-        kept = [p for p in sorted(folder.iterdir()) if _kept(p)]
-        differing = tuple(p.name for p in kept if not _equal(p, again / p.name))
-    report = Report(len(kept), sum(p.stat().st_size for p in kept), differing)
+        kept = {p.name: p for p in sorted(folder.iterdir()) if _kept(p)} | named_templates(folder)
+        differing = tuple(name for name, p in kept.items() if not _equal(p, again / name))
+    report = Report(len(kept), sum(p.stat().st_size for p in kept.values()), differing)
     if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         return report
     tokens = np.random.default_rng(seed).integers(0, ckpt.config.vocab_size, (1, length))
@@ -76,18 +77,23 @@ def verify(
             floats = Path(scratch) / "floats"
             wide = load(folder, dtype=jnp.float32)
             save_hf(floats, wide.config, wide.params, source=wide.source)
-        error, equal = _against_transformers(floats, tokens, new_tokens)
+        whole = wrapper(ckpt.source.config) is not None
+        error, equal = _against_transformers(floats, whole, tokens, new_tokens)
     return Report(report.files, report.bytes, differing, error, equal)
 
 
-def _against_transformers(folder: Path, tokens: np.ndarray, new_tokens: int) -> tuple[float, bool]:
+def _against_transformers(
+    folder: Path, whole: bool, tokens: np.ndarray, new_tokens: int
+) -> tuple[float, bool]:
+    """The error of logits, and whether text is equal; `whole` folders have parts beside text."""
     import torch
     import transformers
 
     from zoo.decoder import Decoder
     from zoo.inference.generate import generate
 
-    reference = transformers.AutoModelForCausalLM.from_pretrained(
+    auto = transformers.AutoModelForImageTextToText if whole else transformers.AutoModelForCausalLM
+    reference = auto.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     ).eval()
     with torch.no_grad():
