@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from zoo.config import MLA, MLP, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys
 from zoo.hf.table import Row, Same
-from zoo.models import latent
+from zoo.models import latent, parts
 from zoo.models.family import INV_FREQ, Family
 from zoo.models.parts import IN_LAYER
 
@@ -45,7 +45,7 @@ def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type axk1."""
     keys = Keys(hf, DEFAULTS, latent.UNUSED)
     keys.integer("q_lora_rank")
-    sparse = latent.by_type(keys, keys.integer("first_k_dense_replace"))
+    sparse = parts.sparse_layers(keys, keys.integer("first_k_dense_replace"))
     if keys["mlp_layer_types"] is None:
         step = keys.integer("moe_layer_freq")
         sparse = [routed and i % step == 0 for i, routed in enumerate(sparse)]
@@ -56,7 +56,7 @@ def from_hf(hf: Mapping) -> Config:
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type axk1."""
-    return {**latent.keys_of(cfg), **latent.layer_types(cfg)}
+    return {**latent.keys_of(cfg), **parts.ffn_types(cfg)}
 
 
 def _preset() -> Config:

@@ -43,7 +43,7 @@ def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type deepseek_v32."""
     keys = Keys(hf, DEFAULTS, latent.UNUSED)
     keys.integer("q_lora_rank")
-    sparse = latent.by_type(keys, keys.integer("first_k_dense_replace"))
+    sparse = parts.sparse_layers(keys, keys.integer("first_k_dense_replace"))
     check_layer_types(keys)
     mixer = latent.attention(keys, latent.rotation(keys), indexer=indexer(keys))
     moe = latent.mixture(keys, **latent.NOAUX, **latent.groups(keys))
@@ -52,7 +52,7 @@ def from_hf(hf: Mapping) -> Config:
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type deepseek_v32."""
-    hf = {**latent.keys_of(cfg), **latent.layer_types(cfg), **latent.depths(cfg)}
+    hf = {**latent.keys_of(cfg), **parts.ffn_types(cfg), **latent.depths(cfg)}
     return {**hf, **latent.dense_first(cfg), **indexer_keys(cfg.layers[0].mixer.indexer)}
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, activation_name, read_rope
-from zoo.hf.table import Row, Same
-from zoo.models import parts
+from zoo.hf.keys import Keys, read_rope
+from zoo.models import latent, parts
 from zoo.models.family import INV_FREQ, Family
+from zoo.models.latent import mixture_keys
 from zoo.models.parts import attention, common, decoder, head_dim, heads
 
 MOE_DEFAULTS = {
@@ -50,13 +50,7 @@ DEFAULTS = {
     "num_mtp_layers": 0,
     **MOE_DEFAULTS,
 }
-ROUTER = dict(score="sigmoid", select_bias=True, fp32_router=True, fp32_weights=True)
-"""DeepSeek-V3's, as fields of `MoE`."""
-ROUTED = (
-    *parts.EXPERTS,
-    Row(parts.IN_MLP + "gate.e_score_correction_bias", "moe/bias/b", Same()),
-    *parts.shared_expert("shared_experts"),
-)
+ROUTER, ROUTED = latent.NOAUX, latent.ROUTED
 
 
 def from_hf(hf: Mapping) -> Config:
@@ -95,34 +89,7 @@ def to_hf(cfg: Config) -> dict:
 
 def mixture(keys: Keys, experts: str, shared: str) -> MoE:
     """DeepSeek-V3's mixture; `experts` and `shared` are the family's keys for their numbers."""
-    hidden, act, beside = keys.integer("moe_intermediate_size"), keys.activation(), keys[shared]
-    return MoE(
-        experts=keys.integer(experts),
-        top_k=keys.integer("num_experts_per_tok"),
-        hidden=hidden,
-        act=act,
-        renormalize=bool(keys["norm_topk_prob"]),
-        scale=float(keys["routed_scaling_factor"]),
-        groups=keys.integer("n_group"),
-        top_groups=keys.integer("topk_group"),
-        shared=MLP(hidden * beside, act),
-        **ROUTER,
-    )
-
-
-def mixture_keys(moe: MoE, experts: str, shared: str) -> dict:
-    """The config keys of `mixture`."""
-    return {
-        "hidden_act": activation_name(moe.act),
-        experts: moe.experts,
-        shared: moe.shared.hidden // moe.hidden,
-        "num_experts_per_tok": moe.top_k,
-        "moe_intermediate_size": moe.hidden,
-        "norm_topk_prob": moe.renormalize,
-        "routed_scaling_factor": moe.scale,
-        "n_group": moe.groups,
-        "topk_group": moe.top_groups,
-    }
+    return latent.mixture(keys, experts, shared, **ROUTER, **latent.groups(keys))
 
 
 def _preset(layers, d, dense, f, experts, hidden, scale, length, qk_norm=True) -> Config:

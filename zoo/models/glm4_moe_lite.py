@@ -39,7 +39,7 @@ DEFAULTS = {
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type glm4_moe_lite."""
     keys = Keys(hf, DEFAULTS, latent.UNUSED)
-    sparse = latent.by_type(keys, dense=1)
+    sparse = parts.sparse_layers(keys, dense=1)
     mixer = latent.attention(keys, latent.rotation(keys))
     moe = latent.mixture(keys, **latent.NOAUX, **latent.groups(keys))
     return latent.model(keys, [mixer] * len(sparse), moe, sparse)
@@ -47,7 +47,7 @@ def from_hf(hf: Mapping) -> Config:
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type glm4_moe_lite."""
-    return {**latent.keys_of(cfg), **latent.layer_types(cfg), **latent.depths(cfg)}
+    return {**latent.keys_of(cfg), **parts.ffn_types(cfg), **latent.depths(cfg)}
 
 
 def _flash() -> Config:

@@ -43,7 +43,7 @@ def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type glm_moe_dsa."""
     keys = Keys(hf, DEFAULTS, latent.UNUSED)
     keys.integer("q_lora_rank")
-    sparse = latent.by_type(keys, keys.integer("first_k_dense_replace"))
+    sparse = parts.sparse_layers(keys, keys.integer("first_k_dense_replace"))
     deepseek_v32.check_layer_types(keys)
     own = deepseek_v32.indexer(keys, interleaved=True)
     full = latent.attention(keys, latent.rotation(keys), indexer=own)
@@ -56,7 +56,7 @@ def from_hf(hf: Mapping) -> Config:
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type glm_moe_dsa."""
     kinds = ["shared" if la.mixer.follows else "full" for la in cfg.layers]
-    hf = {**latent.keys_of(cfg), **latent.layer_types(cfg), **latent.depths(cfg)}
+    hf = {**latent.keys_of(cfg), **parts.ffn_types(cfg), **latent.depths(cfg)}
     own = deepseek_v32.indexer_keys(cfg.layers[0].mixer.indexer)
     return {**hf, **latent.dense_first(cfg), **own, "indexer_types": kinds}
 

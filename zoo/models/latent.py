@@ -60,13 +60,8 @@ LATENT = (
     Row(IN_ATTENTION + "o_proj.weight", "attn/o/w", Linear(ins=2)),
     Row(IN_ATTENTION + "o_proj.bias", "attn/o/b", Same()),
 )
-SHARED = tuple(
-    Row(f"{IN_MLP}shared_experts.{part}_proj.{name}", f"moe/shared/{part}/{leaf}", op)
-    for part in ("gate", "up", "down")
-    for name, leaf, op in (("weight", "w", Linear()), ("bias", "b", Same()))
-)
 BIAS = Row(IN_MLP + "gate.e_score_correction_bias", "moe/bias/b", Same())
-ROUTED = (*parts.EXPERTS, BIAS, *SHARED)
+ROUTED = (*parts.EXPERTS, BIAS, *parts.shared_expert("shared_experts"))
 TABLE = (*parts.TOP, *parts.NORMS, *LATENT, *parts.FFN, *ROUTED)
 PREDICTING = (*TABLE, *parts.predictors(TABLE))
 PREDICTORS = (INV_FREQ, r"model\.layers\.{layers}\..*")
@@ -105,19 +100,41 @@ def softmax_scale(rope: Rope, nope_dim: int) -> float | None:
     return None if factor == 1.0 else (nope_dim + rope.dim) ** -0.5 * factor
 
 
-def mixture(keys: Keys, **fields) -> MoE:
-    """Experts in groups, beside shared ones that are one MLP of their width."""
+def mixture(
+    keys: Keys, experts: str | None = None, shared: str = "n_shared_experts", **fields
+) -> MoE:
+    """Experts in groups, beside shared ones that are one MLP of their width.
+
+    `experts` and `shared` are the family's keys for their numbers, `fields` those of the router.
+    """
     act, bias = keys.activation(), bool(keys.get("mlp_bias"))
-    hidden, shared = keys.integer("moe_intermediate_size"), keys.integer("n_shared_experts")
+    hidden, beside = keys.integer("moe_intermediate_size"), keys.integer(shared)
     return MoE(
-        experts=keys.integer(keys.alias("n_routed_experts", "num_local_experts")),
+        experts=keys.integer(experts or keys.alias("n_routed_experts", "num_local_experts")),
         top_k=keys.integer("num_experts_per_tok"),
         hidden=hidden,
         act=act,
         scale=float(keys["routed_scaling_factor"]),
-        shared=MLP(hidden * shared, act, bias),
+        shared=MLP(hidden * beside, act, bias),
         **fields,
     )
+
+
+def mixture_keys(
+    moe: MoE, experts: str = "n_routed_experts", shared: str = "n_shared_experts"
+) -> dict:
+    """The config keys of `mixture` and `groups`."""
+    return {
+        "hidden_act": activation_name(moe.act),
+        experts: moe.experts,
+        shared: moe.shared.hidden // moe.hidden,
+        "num_experts_per_tok": moe.top_k,
+        "moe_intermediate_size": moe.hidden,
+        "norm_topk_prob": moe.renormalize,
+        "routed_scaling_factor": moe.scale,
+        "n_group": moe.groups,
+        "topk_group": moe.top_groups,
+    }
 
 
 def groups(keys: Keys) -> dict:
@@ -153,16 +170,6 @@ def first_dense(keys: Keys) -> list[bool]:
     return [i >= first for i in range(keys.integer("num_hidden_layers"))]
 
 
-def by_type(keys: Keys, dense: int) -> list[bool]:
-    """Which layers are sparse by `mlp_layer_types`, where it is None all but the first `dense`."""
-    count, types = keys.integer("num_hidden_layers"), keys["mlp_layer_types"]
-    if types is None:
-        return [i >= dense for i in range(count)]
-    if len(types) != count or not {*types} <= {"dense", "sparse"}:
-        raise keys.error("mlp_layer_types", f"it needs dense or sparse for each of {count} layers")
-    return [kind == "sparse" for kind in types]
-
-
 def attention_keys(a: MLA) -> dict:
     """The config keys of `attention`."""
     return {
@@ -186,16 +193,8 @@ def keys_of(cfg: Config) -> dict:
     return {
         **common(cfg),
         **attention_keys(cfg.layers[0].mixer),
-        "hidden_act": activation_name(moe.act),
+        **mixture_keys(moe),
         "intermediate_size": dense[0].hidden if dense else moe.hidden,
-        "moe_intermediate_size": moe.hidden,
-        "n_shared_experts": moe.shared.hidden // moe.hidden,
-        "n_routed_experts": moe.experts,
-        "num_experts_per_tok": moe.top_k,
-        "n_group": moe.groups,
-        "topk_group": moe.top_groups,
-        "norm_topk_prob": moe.renormalize,
-        "routed_scaling_factor": moe.scale,
     }
 
 
@@ -207,9 +206,3 @@ def dense_first(cfg: Config) -> dict:
 def depths(cfg: Config) -> dict:
     """`num_nextn_predict_layers`."""
     return {"num_nextn_predict_layers": len(cfg.mtp)}
-
-
-def layer_types(cfg: Config) -> dict:
-    """`mlp_layer_types`."""
-    kinds = ["dense" if isinstance(la.ffn, MLP) else "sparse" for la in cfg.layers]
-    return {"mlp_layer_types": kinds}

@@ -117,7 +117,7 @@ def to_hf(cfg: Config) -> dict:
         **windows(cfg),
         "intermediate_size": dense[0].hidden if dense else moe.hidden,
         "hidden_act": activation_name(moe.act),
-        "mlp_layer_types": parts.mlp_layer_types(cfg)["mlp_layer_types"],
+        **parts.ffn_types(cfg),
         "num_experts": moe.experts,
         "num_experts_per_tok": moe.top_k,
         "moe_intermediate_size": moe.hidden,

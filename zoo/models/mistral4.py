@@ -106,7 +106,14 @@ def _preset() -> Config:
 FAMILY = Family(
     model_type="mistral4",
     architecture="Mistral4ForCausalLM",
-    table=(*parts.TOP, *parts.NORMS, *latent.LATENT, *parts.FFN, *EXPERTS, *latent.SHARED),
+    table=(
+        *parts.TOP,
+        *parts.NORMS,
+        *latent.LATENT,
+        *parts.FFN,
+        *EXPERTS,
+        *parts.shared_expert("shared_experts"),
+    ),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={"mistral-small-4-119b": _preset()},

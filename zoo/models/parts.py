@@ -298,10 +298,16 @@ def write_first_rope(cfg: Config) -> dict:
     return {} if rope is None else write_rope(rope)
 
 
-def mlp_layer_types(cfg: Config) -> dict:
-    """The config keys of `sparse_layers`, for classes that know it or first_k_dense_replace."""
+def ffn_types(cfg: Config) -> dict:
+    """The config key of `sparse_layers`."""
     kinds = ["dense" if isinstance(la.ffn, MLP) else "sparse" for la in cfg.layers]
-    return {"mlp_layer_types": kinds, "first_k_dense_replace": kinds.index("sparse")}
+    return {"mlp_layer_types": kinds}
+
+
+def mlp_layer_types(cfg: Config) -> dict:
+    """`ffn_types`, and what it is called by classes that know first_k_dense_replace."""
+    found = ffn_types(cfg)
+    return found | {"first_k_dense_replace": found["mlp_layer_types"].index("sparse")}
 
 
 def windows(cfg: Config) -> dict:
