@@ -112,11 +112,12 @@ def test_a_window_of_64k_tokens_never_forms_its_scores():
     assert "all-gather" not in compiled.as_text()
 
 
-def test_decoder_on_shared_rows_equals_one_device():
-    """A window, latents, packed rows, multi-token prediction; hidden states and gradients."""
-    mixers = (CONFIGS[kind].stacks[0].layers[0].mixer for kind in ("moe", "mla"))
+@pytest.mark.parametrize("kinds", [("moe", "mla"), ("delta",)])
+def test_decoder_on_shared_rows_equals_one_device(kinds):
+    """A window, latents and multi-token prediction; a recurrence. Packed rows, and gradients."""
+    mixers = (CONFIGS[kind].stacks[0].layers[0].mixer for kind in kinds)
     layers = tuple(zoo.Layer(mixer, zoo.MLP(24)) for mixer in mixers)
-    cfg = zoo.Config(97, 32, (zoo.Stack(1, layers),), mtp=layers[:1])
+    cfg = zoo.Config(97, 32, (zoo.Stack(1, layers),), mtp=layers[: len(layers) - 1])
     model, params = zoo.Decoder(cfg), random_params(zoo.Decoder(cfg))
     tokens = jax.random.randint(jax.random.key(1), (2, 32), 0, cfg.vocab_size)
     ids = jnp.asarray(np.repeat([[1, 2, 3, 0], [1, 1, 2, 2]], [8, 8, 11, 5], axis=1))
@@ -144,7 +145,6 @@ def test_decoder_on_shared_rows_equals_one_device():
     [
         ("dense", 20, r"20 tokens does not divide by 8.*pad it to 24"),
         ("indexed", 16, "context=4: attention restricted by an indexer cannot share rows"),
-        ("delta", 16, "context=4: a recurrence cannot share rows"),
     ],
 )
 def test_refuses_what_cannot_share_rows(kind, length, says):

@@ -110,8 +110,9 @@ class Block(nn.Module):
             return mix(x, turn, chosen=chosen, slots=context.slots, **inputs)
         if isinstance(mixer, Attention):
             return *mix(x, turn, slots=context.slots, **inputs), chosen
-        zigzag.require_whole(context.slots, "a recurrence")
-        return *mix(x, turn, **inputs), chosen
+        x, inputs["segment_ids"] = zigzag.whole((x, context.segment_ids), context.slots)
+        y, cache = mix(x, turn, **inputs)
+        return zigzag.arrange(y, context.slots), cache, chosen
 
     def _normalized(self, name: str, x: jax.Array) -> jax.Array:
         """x through the norm of this name, if the layer has it."""

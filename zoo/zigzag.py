@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +78,18 @@ def restore(tree: Any, slots: jax.Array | None) -> Any:
         return jnp.concatenate((first, second), axis=1)
 
     return _moved(move, tree)
+
+
+def whole(tree: Any, slots: jax.Array | None) -> Any:
+    """Arrays [B, T, ...] for what reads a row in order: restored, and whole on every device."""
+    if slots is None:
+        return tree
+
+    def gathered(x: jax.Array) -> jax.Array:
+        names = ("batch", None, *("act_embed" for _ in x.shape[2:]))
+        return nn.with_logical_constraint(x, names)
+
+    return jax.tree.map(gathered, restore(tree, slots))
 
 
 def require_whole(slots: jax.Array | None, what: str) -> None:
