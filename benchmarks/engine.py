@@ -33,7 +33,7 @@ PROGRAMS = ("begin", "extend", "decode", "choose", "choose_first", "score", "sea
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, rounds=5, requests=32, slots=8, shortest=16, longest=256)
+    args = harness.arguments(__doc__, rounds=3, requests=32, slots=8, shortest=16, longest=64)
     before, rows = harness.machine(), []
     model, params, hf = pairs.pair(pairs.DENSE)
     work = mixed(args.requests, args.shortest, args.longest)
