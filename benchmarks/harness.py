@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -24,7 +25,12 @@ import numpy as np
 import rich
 from rich.table import Table
 
+from zoo.training.memory import keep_freed_memory
+
 RESULTS = Path(__file__).parent / "results"
+WIDE = 7
+"""Columns beyond which a table is laid on its side."""
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
 
 
@@ -39,6 +45,16 @@ def arguments(description: str | None, rounds: int, **choices: Any) -> argparse.
         else:
             parser.add_argument(f"--{name}", type=type(default), default=default)
     return parser.parse_args()
+
+
+def settle_memory(reuse: int) -> dict[str, str]:
+    """With `reuse`, has this process keep freed memory as `train.py` does; a line for `about`.
+
+    Both sides share the process, and so what it does with memory.
+    """
+    if reuse and not keep_freed_memory():
+        raise ValueError("this system's C library cannot keep freed memory: use --reuse 0")
+    return {"freed memory": "kept, as train.py does" if reuse else "given back"}
 
 
 def alternate(
@@ -83,7 +99,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def save(
     name: str, out: Path, before: dict[str, Any], rows: list[dict[str, Any]], about: dict[str, Any]
 ) -> None:
-    """Prints `rows` as a table and writes them to out/NAME.json.
+    """Prints `rows` and writes them to out/NAME.json.
 
     Args:
         name: of the benchmark.
@@ -92,11 +108,8 @@ def save(
         rows: "case", then figures; what is nested goes into the file only.
         about: what else one needs to know to read the figures.
     """
-    columns = list(dict.fromkeys(k for row in rows for k, v in row.items() if _is_plain(v)))
-    table = Table(*columns, title=name)
-    for row in rows:
-        table.add_row(*(_show(row.get(column, "")) for column in columns))
-    rich.print(table)
+    for table in _tables(name, rows):
+        rich.print(table)
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     body = {"name": name, "date": date, "about": about, "machine": before}
     body |= {"load_after": load(), "rows": rows}
@@ -129,6 +142,21 @@ def _cpu() -> str:
     fields = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
     family, model = fields.get("cpu family"), fields.get("model")
     return f"{fields.get('model name', platform.machine())}, family {family}, model {model}"
+
+
+def _tables(name: str, rows: list[dict[str, Any]]) -> list[Table]:
+    """One for each run of rows that have the same figures; many figures stand below each other."""
+    plain = [{key: _show(v) for key, v in row.items() if _is_plain(v)} for row in rows]
+    tables = []
+    for columns, alike in itertools.groupby(plain, key=tuple):
+        cells = [list(row.values()) for row in alike]
+        if len(columns) > WIDE:
+            columns, *cells = zip(columns, *cells, strict=True)
+        table = Table(*columns, title=name)
+        for row in cells:
+            table.add_row(*row)
+        tables.append(table)
+    return tables
 
 
 def _is_plain(value: Any) -> bool:

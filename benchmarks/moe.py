@@ -7,14 +7,13 @@ router, dispatch, three grouped products (SwiGLU), combine; once forward, once f
 with the gradients of the input and of all parameters. Outputs and input gradients are compared
 before anything is timed. `growth` is our median over our median at the fewest experts.
 
-`--reuse 1` tells glibc to keep freed memory, for both sides. By default every call returns its
-large buffers to the system and pays for fresh, zeroed pages again: with 128 experts that is most of
-what the gradients of the weights cost.
+With `--reuse 0` every call returns its large buffers to the system and pays for fresh, zeroed pages
+again, on both sides: with 128 experts that is most of what the gradients of the weights cost. By
+default the process keeps freed memory, as `train.py` does.
 """
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 
 import harness
@@ -34,9 +33,8 @@ ABOUT = dict(
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, rounds=15, experts=[8, 32, 128], reuse=0)
-    if args.reuse:
-        reuse_memory()
+    args = harness.arguments(__doc__, rounds=15, experts=[8, 32, 128], reuse=1)
+    about = ABOUT | harness.settle_memory(args.reuse)
     before, rows, first = harness.machine(), [], {}
     for experts in args.experts:
         for name, variants in passes(experts).items():
@@ -44,8 +42,7 @@ def main() -> None:
             ours = statistics.median(seconds["zoo"])
             growth = round(ours / first.setdefault(name, ours), 3)
             rows.append(harness.compare(f"{experts} experts, {name}", seconds, growth=growth))
-    about = ABOUT | {"memory": "kept" if args.reuse else "given back"}
-    harness.save("moe_reuse" if args.reuse else "moe", args.out, before, rows, about)
+    harness.save("moe", args.out, before, rows, about)
 
 
 def passes(experts: int) -> dict[str, dict]:
@@ -112,13 +109,6 @@ def passes(experts: int) -> dict[str, dict]:
             "transformers": their_gradient,
         },
     }
-
-
-def reuse_memory() -> None:
-    """Serves large buffers from one heap that is never given back (glibc's mallopt)."""
-    no_mmap, no_trim, one_arena = (-4, 0), (-1, 2**31 - 1), (-8, 1)
-    for option in (no_mmap, no_trim, one_arena):
-        ctypes.CDLL(None).mallopt(*option)
 
 
 if __name__ == "__main__":

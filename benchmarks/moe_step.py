@@ -16,7 +16,8 @@ ABOUT = dict(model=pairs.sparse(8), aim=1.0, both="float32, clipping, AdamW", ex
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, rounds=9, experts=[8, 32, 128], batch=4, length=256)
+    args = harness.arguments(__doc__, rounds=9, experts=[8, 32, 128], batch=4, length=256, reuse=1)
+    about = ABOUT | harness.settle_memory(args.reuse)
     before, rows = harness.machine(), []
     tokens = pairs.tokens(args.batch, args.length)
     for experts in args.experts:
@@ -29,7 +30,7 @@ def main() -> None:
         seconds = harness.alternate(variants, args.rounds)
         facts = dict(parameters=pairs.size(params), tokens=tokens.size)
         rows.append(harness.compare(f"{experts} experts", seconds, **facts))
-    harness.save("moe_step", args.out, before, rows, ABOUT)
+    harness.save("moe_step", args.out, before, rows, about)
 
 
 if __name__ == "__main__":

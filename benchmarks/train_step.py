@@ -13,7 +13,8 @@ ABOUT = dict(model=pairs.DENSE, aim=1.1, both="float32, clipping, AdamW, sdpa in
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, rounds=15, batch=4, length=256)
+    args = harness.arguments(__doc__, rounds=15, batch=4, length=256, reuse=1)
+    about = ABOUT | harness.settle_memory(args.reuse)
     before, rows = harness.machine(), []
     model, params, hf = pairs.pair(pairs.DENSE)
     tokens = pairs.tokens(args.batch, args.length)
@@ -23,7 +24,7 @@ def main() -> None:
     facts = dict(parameters=pairs.size(params), tokens=tokens.size)
     case = f"{args.batch} x {args.length} tokens"
     rows.append(harness.compare(case, seconds, **facts))
-    harness.save("train_step", args.out, before, rows, ABOUT)
+    harness.save("train_step", args.out, before, rows, about)
 
 
 if __name__ == "__main__":
