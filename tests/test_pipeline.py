@@ -12,7 +12,7 @@ import zoo
 from tests.examples import random_params
 from zoo import pipeline, sharding
 from zoo.training.settings import Balance
-from zoo.training.step import create_state, make_step
+from zoo.training.step import create_state, make_step, state_shardings
 
 ATTENTION = zoo.Attention(2, 1, 8, zoo.Rope(8), window=5)
 EXPERTS = zoo.MoE(4, 2, 16, score="sigmoid", select_bias=True)
@@ -41,41 +41,64 @@ def close(got, want, bound):
         np.testing.assert_allclose(a, b, atol=bound * max(float(np.abs(b).max()), 1e-2))
 
 
+def toy(w, x, context):
+    """A layer whose order matters, and whose aux tells it from others."""
+    made = jnp.tanh(x @ w + context)
+    return made, (made * w[0]).sum()
+
+
+def toy_loss(run):
+    """What `run` of (w, x, context) makes, with all gradients that there are."""
+
+    def loss(w, x, context):
+        made, aux = run(w, x, context)
+        return (made**2).sum() + (aux * jnp.arange(len(aux))).sum(), (made, aux)
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+
 @pytest.mark.parametrize(
-    ("cfg", "mesh", "microbatches", "remat"),
+    ("stages", "rounds", "microbatches", "remat"),
     [
-        (DENSE, "stage=4,data=2", 4, jax.checkpoint_policies.nothing_saveable),
-        (CONFIG, "stage=2,data=2,fsdp=2", None, None),
+        (2, 1, 4, jax.checkpoint_policies.nothing_saveable),
+        (4, 2, 4, None),
+        (4, 6, 8, None),
+        (3, 4, 4, jax.checkpoint_policies.nothing_saveable),
     ],
-    ids=["four_stages", "experts"],
 )
-def test_a_train_step_in_stages_equals_one_device(cfg, mesh, microbatches, remat):
+def test_every_schedule_runs_all_layers_in_order(stages, rounds, microbatches, remat, rng):
+    """Outputs, aux by layer, and gradients of weights and inputs; and no copies of weights stay."""
+    layers, dim = 24, 64
+    w = rng.normal(0, 1 / dim**0.5, (layers, dim, dim)).astype(np.float32)
+    x, context = rng.normal(0, 1, (2, 8, dim)).astype(np.float32)
+    want = toy_loss(lambda w, x, c: jax.lax.scan(lambda x, w: toy(w, x, c), x, w))(w, x, context)
+    with sharding.use(zoo.make_mesh(f"stage={stages}", jax.devices()[:stages])):
+        run = lambda *args: pipeline.run(toy, *args, microbatches, rounds, remat)  # noqa: E731
+        program = toy_loss(run).lower(w, x, context).compile()
+        close(program(w, x, context), want, 1e-5)
+    assert program.memory_analysis().temp_size_in_bytes < 2 * w.nbytes
+
+
+def test_a_train_step_in_stages_equals_one_device():
     """Losses, gradient norm, parameters and routers' balance after three steps of SGD."""
-    mesh, batch = zoo.make_mesh(mesh), rows()
+    mesh, batch = zoo.make_mesh("stage=2,data=2,fsdp=2"), rows()
     optimizer = optax.sgd(0.3)
 
-    def train(model, state):
-        step = make_step(model, optimizer, Balance(bias_rate=0.01))
+    def train(model, placed=None):
+        step = make_step(model, optimizer, Balance(bias_rate=0.01), placed=placed)
+        state = create_state(model, optimizer, 0, random_params(model), placed)
         found = []
         for _ in range(3):
             state, metrics = step(state, batch)
             found.append(metrics)
         return state.params, found
 
-    def start(model):
-        return create_state(model, optimizer, 0, random_params(model))
-
-    whole = zoo.Decoder(cfg)
-    want = train(whole, start(whole))
-    model = zoo.Decoder(cfg, remat=remat, microbatches=microbatches)
-    state = start(model)
-    placed = sharding.shardings(cfg, mesh)
-    state = state.replace(params=jax.tree.map(jax.device_put, state.params, placed))
-    last = state.params["params"][f"stack_{len(cfg.stacks) - 1}"]
-    shard = last["layer_0"]["attn"]["q"]["w"].addressable_shards[0]
-    assert shard.data.shape[0] == 4 // mesh.shape["stage"]
+    want = train(zoo.Decoder(CONFIG))
+    model = zoo.Decoder(CONFIG, remat=jax.checkpoint_policies.nothing_saveable, rounds=2)
     with sharding.use(mesh):
-        got = train(model, state)
+        got = train(model, state_shardings(model, optimizer, mesh))
+    shard = got[0]["params"]["stack_1"]["layer_0"]["attn"]["q"]["w"].addressable_shards[0]
+    assert shard.data.shape[0] == 4 // 2
     close(got, want, 2e-5)
 
 
@@ -98,15 +121,29 @@ def test_no_stage_is_sent_the_layers_of_another():
     assert all(shape.endswith(",12,32]") for shape in shapes)
 
 
-def test_microbatches_and_bubble():
+def test_bubble_of_rounds():
     assert pipeline.bubble(4, 4) == 3 / 7
+    assert pipeline.bubble(4, 4, 2) == 3 / 11
     assert pipeline.bubble(1, 4) == 0
-    model = zoo.Decoder(CONFIG, microbatches=3)
-    with sharding.use(zoo.make_mesh("stage=4,data=2")):
-        params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
-        tokens = jax.ShapeDtypeStruct((8, 12), jnp.int32)
-        with pytest.raises(ValueError, match="microbatches=3 do not divide a batch of 8 rows"):
-            jax.eval_shape(model.apply, params, tokens)
+
+
+def test_microbatches_nobody_asks_for_have_a_row_for_every_device():
+    assert pipeline.check(8, 32, 2, None, 1) == 8
+    assert pipeline.check(8, 32, 2, None, 1, parts=8) == 4
+    assert pipeline.check(8, 2, 4, None, 1, parts=8) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ((4, 8, 4, 3, 1), "microbatches=3 do not divide a batch of 8 rows: 2 or 4 would"),
+        ((24, 8, 4, 4, 4), "rounds=4 do not divide the 6 .* of 24: rounds could be 1, 2, 3, 6"),
+        ((8, 8, 4, 2, 2), "microbatches=2 are fewer than stage=4.* at least 4 of a batch of 8"),
+    ],
+)
+def test_schedules_that_do_not_fit_say_what_would(asked, says):
+    with pytest.raises(ValueError, match=says):
+        pipeline.check(*asked)
 
 
 def test_stages_that_no_stack_divides_are_refused():

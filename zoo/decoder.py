@@ -189,6 +189,7 @@ class Decoder(nn.Module):
         unroll: repeats of a stack compiled side by side; more compiles longer and may run faster.
         unstacked: read parameters and caches per repeat, as `zoo.inference.unstack` makes them.
         microbatches: of a batch on a mesh with stages, as `zoo.pipeline.run` takes them.
+        rounds: of each microbatch through the stages, likewise.
     """
 
     cfg: Config
@@ -198,6 +199,7 @@ class Decoder(nn.Module):
     unroll: int = 1
     unstacked: bool = False
     microbatches: int | None = None
+    rounds: int = 1
 
     def setup(self):
         cfg, types = self.cfg, dict(dtype=self.dtype, param_dtype=self.param_dtype)
@@ -383,7 +385,8 @@ class Decoder(nn.Module):
         stack, alone = self.cfg.stacks[i], held is not None or self.is_initializing()
         if pipeline.divides(stack.repeats) and not alone and not self.unstacked:
             pattern = Pattern(stack, self.cfg, self.dtype, self.param_dtype, parent=None)
-            params, how = self.variables["params"][f"stack_{i}"], (self.remat, self.microbatches)
+            params = self.variables["params"][f"stack_{i}"]
+            how = self.remat, self.microbatches, self.rounds
             carried, aux = stacks.staged(pattern, params, carried, context, *how)
             return carried, None, aux
         if not self.unstacked:

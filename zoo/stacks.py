@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from zoo import pipeline, zigzag
 
@@ -35,6 +34,7 @@ def staged(
     context: Any,
     remat: Callable[..., bool] | None,
     microbatches: int | None,
+    rounds: int,
 ) -> tuple[Any, dict]:
     """The same repeats, lying on the stages of a mesh, without caches.
 
@@ -43,14 +43,15 @@ def staged(
         params: of all, [L, ...] each.
         carried: [B, ...], what goes from layer to layer.
         context: [B, ...], what all see.
-        remat: a policy to recompute a repeat by in the backward pass.
-        microbatches: as `zoo.pipeline.run` takes them.
+        remat: a policy to recompute by in the backward pass, as `zoo.pipeline.run` takes it.
+        microbatches: likewise.
+        rounds: likewise.
 
     Returns:
         `carried` after the last repeat, and the statistics of all, [L, ...].
 
     Raises:
-        ValueError: devices share rows too, or `microbatches` do not divide the batch.
+        ValueError: devices share rows too, or `microbatches` or `rounds` do not divide.
     """
     zigzag.require_whole(context.slots, f"stage={pipeline.stages()}")
 
@@ -60,6 +61,4 @@ def staged(
             carried, (_, aux) = pattern.apply({"params": params}, carried, None, context)
         return carried, aux
 
-    if remat is not None:
-        layer = jax.checkpoint(layer, policy=remat, prevent_cse=False)
-    return pipeline.run(layer, params, carried, context, microbatches)
+    return pipeline.run(layer, params, carried, context, microbatches, rounds, remat)

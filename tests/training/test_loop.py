@@ -26,6 +26,7 @@ pytestmark = pytest.mark.xdist_group("runs")
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.py")
+STAGES = {"mesh": "stage=2,data=4", "model.num_hidden_layers": 5}
 
 
 def settings(**changes):
@@ -146,7 +147,9 @@ def test_a_run_moves_between_meshes(finished, tmp_path, cache):
     outcome = loop.run(settings(mesh="data=2,expert=2,tensor=2"), workdir, cache)
     for moved, stayed in zip(*map(without_speed, (workdir, finished[0])), strict=True):
         assert moved == pytest.approx(stayed, rel=1e-5)
-    again = prepare_run(settings(mesh="fsdp=4,tensor=2"), workdir, cache)
+    elsewhere = settings(mesh="fsdp=4,tensor=2", microbatches=2, rounds=3)
+    again = prepare_run(elsewhere, workdir, cache)
+    assert (again.model.microbatches, again.model.rounds) == (2, 3)
     again.checkpoints.close()
     want, extra = final_state(finished[0], cache)
     assert again.extra == extra
@@ -168,6 +171,8 @@ def test_a_run_moves_between_meshes(finished, tmp_path, cache):
         ({"mesh": "fsdp=8"}, "a batch of 4 rows does not divide over fsdp=8: 8 would"),
         ({"mesh": "data=2,tensor=4"}, "heads=2 does not divide by tensor=4: 2 would"),
         ({"mesh": "data=4,tensor=2", "rules": "fsdp"}, "tensor=2 is in no rule"),
+        ({**STAGES, "microbatches": 3}, "microbatches=3 do not divide a batch of 4 rows: 2 or 4"),
+        ({**STAGES, "rounds": 4}, "rounds=4 do not divide the 2 .* of 4: rounds could be 1, 2"),
         ({"rules": "fdsp"}, "did you mean 'fsdp'"),
     ],
 )

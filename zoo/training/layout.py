@@ -1,31 +1,38 @@
-"""Where a run lives: the mesh and the rules of its settings."""
+"""Where a run lives: the mesh, the rules and the schedule of stages of its settings."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 
-from zoo import sharding
+from zoo import pipeline, sharding
 from zoo.config import Config
+from zoo.decoder import Decoder
 from zoo.training.settings import Settings
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A mesh, and the table of rules by which everything lies on it."""
+    """A mesh, the table of rules by which everything lies on it, and how batches go through stages.
+
+    `microbatches` and `rounds` are of `zoo.pipeline.run`.
+    """
 
     mesh: jax.sharding.Mesh
     rules: sharding.Rules
+    microbatches: int | None = None
+    rounds: int = 1
 
     def use(self) -> AbstractContextManager[None]:
         """Within it programs are traced for this mesh."""
         return sharding.use(self.mesh, self.rules)
 
     def check(self, config: Config, rows: int) -> None:
-        """Refuses a model, or a (micro)batch of so many rows, that the mesh does not divide.
+        """Refuses a model, or a (micro)batch of so many rows, that mesh or stages do not divide.
 
         Raises:
             ValueError: it says what would.
@@ -33,6 +40,14 @@ class Layout:
         sharding.check_mesh(self.mesh, self.rules)
         sharding.shardings(config, self.mesh, self.rules)
         sharding.batch_sharding(self.mesh, self.rules, rows)
+        stages = self.mesh.shape[pipeline.AXIS]
+        for stack in config.stacks:
+            if stages > 1 and stack.repeats % stages == 0:
+                pipeline.check(stack.repeats, rows, stages, self.microbatches, self.rounds)
+
+    def model(self, config: Config, **options: Any) -> Decoder:
+        """The decoder, with the schedule of this layout."""
+        return Decoder(config, microbatches=self.microbatches, rounds=self.rounds, **options)
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """The arrays [B, T] of a batch, cut over the devices."""
@@ -58,4 +73,5 @@ def find_layout(settings: Settings) -> Layout:
     rules = settings.rules
     if isinstance(rules, dict):  # JSON and command lines have no tuples
         rules = {k: tuple(v) if isinstance(v, list) else v for k, v in rules.items()}
-    return Layout(sharding.make_mesh(spec, devices), sharding.find_rules(rules))
+    mesh, rules = sharding.make_mesh(spec, devices), sharding.find_rules(rules)
+    return Layout(mesh, rules, settings.microbatches, settings.rounds)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from zoo import checkpoint, hosts, sharding
 from zoo.config import Config
 from zoo.data import eval_batches, prepare
-from zoo.decoder import Decoder
 from zoo.training.evaluate import evaluate, make_eval_step
 from zoo.training.layout import Layout, find_layout
 from zoo.training.run import compute_dtype
@@ -48,6 +47,7 @@ def measure(
     layout = find_layout(settings)
     sharding.batch_sharding(layout.mesh, layout.rules, settings.data.batch)
     model_config, params, tokenizer = _load(Path(path), which, layout)
+    layout.check(model_config, settings.data.batch)
     data = settings.data
     if tokenizer is not None:
         data = dataclasses.replace(data, tokenizer=str(tokenizer))
@@ -58,7 +58,7 @@ def measure(
             "the model's own tokenizer beside it"
         )
     found = eval_batches(data, split, limit=batches, **hosts.share())
-    model = Decoder(model_config, dtype=compute_dtype(settings.dtype))
+    model = layout.model(model_config, dtype=compute_dtype(settings.dtype))
     stats = data.splits[split]
     bytes_per_target = stats.bytes / stats.targets
     with layout.use():

@@ -124,7 +124,7 @@ def prepare_run(
     if resuming:
         checkpoint.check_run(workdir, record, free=_FREE)
     dtype, policy = compute_dtype(settings.dtype), POLICIES[settings.remat]
-    model = Decoder(model_config, dtype=dtype, remat=policy)
+    model = layout.model(model_config, dtype=dtype, remat=policy)
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     checkpoints = checkpoint.Checkpoints(workdir, settings.checkpoint.keep)
     placed = state_shardings(model, optimizer, layout.mesh, layout.rules)

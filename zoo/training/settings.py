@@ -112,7 +112,9 @@ class Settings:
     parameters and of sampling. `dtype` "auto" is bfloat16 on accelerators and float32 on CPU;
     masters are float32 either way. `mesh` is of `zoo.make_mesh`, over all devices, or None for the
     first of them alone, and `rules` a table of `zoo.sharding.RULES` by name, one as a dict, or None
-    for the default. `remat` says what the backward pass recomputes: nothing, all but
+    for the default. On a mesh with stages `microbatches` cut a batch (a microbatch of `accumulate`
+    in its turn), None being up to four per stage, and go through them in `rounds`
+    (`zoo.pipeline`). `remat` says what the backward pass recomputes: nothing, all but
     matrix products ("cheap"), or everything. `mtp_loss` weighs the loss of a model's layers of
     multi-token prediction.
     """
@@ -128,6 +130,8 @@ class Settings:
     log_every: int = 1
     mesh: str | None = "fsdp=-1"
     rules: dict | str | None = None
+    microbatches: int | None = None
+    rounds: int = 1
     mtp_loss: float = 0.3
     optimizer: Optimizer = field(default_factory=Optimizer)
     balance: Balance = field(default_factory=Balance)
@@ -136,7 +140,7 @@ class Settings:
     samples: Samples = field(default_factory=Samples)
 
     def __post_init__(self):
-        _positive("", self, "steps", "accumulate", "log_every")
+        _positive("", self, "steps", "accumulate", "log_every", "microbatches", "rounds")
         _not_negative("", self, "seed", "mtp_loss")
         if self.data.batch % self.accumulate:
             raise ValueError(
@@ -155,7 +159,9 @@ class Settings:
             )
 
 
-RESUMABLE = ("log_every", "evaluation", "checkpoint", "samples", "mesh", "rules")
+RESUMABLE = (
+    "log_every", "evaluation", "checkpoint", "samples", "mesh", "rules", "microbatches", "rounds",
+)  # fmt: skip
 """Fields that may change between two parts of one run: they watch it or say where it runs, and do
 not steer it."""
 
