@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from tests.examples import CONFIGS
 from zoo import cache
 from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, MoE, Rope, Stack
+from zoo.decoder import Decoder
+from zoo.describe import shapes
 
 
 def test_latent_attention_caches_576_values_per_layer_of_deepseek_v3():
@@ -68,3 +71,21 @@ def test_grow_keeps_tokens_and_adds_room():
     assert grown["layer_0"].conv.shape == (2, 2, 3, 92)
     assert grown["layer_0"].state.shape == (2, 2, 2, 3, 8, 10)
     assert grown["layer_2"].k.shape == (2, 2, 2, 8, 16)
+
+
+def test_a_step_holds_its_cache_once():
+    """Scanned layers write into the cache that came in; beside it, a copy of one layer's part."""
+    layer = Layer(Attention(4, 2, 16, Rope(16)), MLP(32))
+    model = Decoder(Config(64, 32, (Stack(6, (layer,)),)))
+    held = jax.eval_shape(lambda: cache.init(model.cfg, 4, 4096, jnp.float32))
+
+    def step(params, cache, tokens):
+        out = model.apply(params, tokens, cache=cache)
+        return out.logits, out.cache
+
+    tokens = jax.ShapeDtypeStruct((4, 1), jnp.int32)
+    lowered = jax.jit(step, donate_argnums=1).lower(shapes(model.cfg), held, tokens)
+    used = lowered.compile().memory_analysis()
+    size = cache.bytes_per_token(model.cfg, jnp.float32) * 4 * 4096
+    assert used.alias_size_in_bytes >= size
+    assert used.temp_size_in_bytes < 0.5 * size

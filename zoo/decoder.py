@@ -213,7 +213,7 @@ class Decoder(nn.Module):
                 for r in range(stack.repeats):
                     setattr(self, f"stack_{i}_{r}", body(*spec))
             else:
-                setattr(self, f"stack_{i}", stacks.scanned(body, stack.repeats, self.unroll)(*spec))
+                setattr(self, f"stack_{i}", body(*spec))
         for k, layer in enumerate(cfg.mtp):
             setattr(self, f"mtp_{k}", Predictor(layer, cfg, self.dtype, self.param_dtype))
         self.final_norm = Normalize((cfg.embed_dim,), cfg.norm, param_dtype=self.param_dtype)
@@ -390,8 +390,8 @@ class Decoder(nn.Module):
             carried, aux = stacks.staged(pattern, params, carried, context, *how)
             return carried, None, aux
         if not self.unstacked:
-            carried, (held, aux) = getattr(self, f"stack_{i}")(carried, held, context)
-            return carried, held, aux
+            pattern, how = getattr(self, f"stack_{i}"), (stack.repeats, self.unroll)
+            return stacks.scanned(pattern, *how, carried, held, context)
         new, found = [], []
         for r in range(self.cfg.stacks[i].repeats):
             one = None if held is None else held[r]

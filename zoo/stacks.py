@@ -5,18 +5,47 @@ Parameters are the same either way, stacked over the repeats L.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
 
 from zoo import pipeline, zigzag
 
 
-def scanned(body: type[nn.Module], repeats: int, unroll: int) -> type[nn.Module]:
-    """The module of a pattern, repeated: it carries on its first argument and maps the second."""
-    return nn.scan(
-        body,
+def scanned(
+    pattern: nn.Module, repeats: int, unroll: int, carried: Any, cache: Any, context: Any
+) -> tuple[Any, Any, dict]:
+    """The same repeats by a scan; `pattern` is one of them, and gets parameters that lead with L.
+
+    The cache travels with `carried`, and each repeat reads and writes its own part of it in place:
+    as an input and an output of the scan, it would be held twice.
+
+    Args:
+        pattern: one repeat.
+        repeats: L.
+        unroll: repeats compiled side by side.
+        carried: [B, ...], what goes from layer to layer.
+        cache: [L, B, ...], or None.
+        context: what all see.
+
+    Returns:
+        `carried` after the last repeat, the cache, and the statistics of all, [L, ...].
+    """
+
+    def step(pattern: nn.Module, state: tuple, at: jax.Array, context: Any):
+        carried, cache = state
+        one = jax.tree.map(lambda all: lax.dynamic_index_in_dim(all, at, keepdims=False), cache)
+        carried, (one, aux) = pattern(carried, one, context)
+        put = functools.partial(lax.dynamic_update_index_in_dim, index=at, axis=0)
+        return (carried, jax.tree.map(put, cache, one)), aux
+
+    scan = nn.scan(
+        step,
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
@@ -25,6 +54,8 @@ def scanned(body: type[nn.Module], repeats: int, unroll: int) -> type[nn.Module]
         unroll=min(unroll, repeats),
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
+    (carried, cache), aux = scan(pattern, (carried, cache), jnp.arange(repeats), context)
+    return carried, cache, aux
 
 
 def staged(

@@ -70,7 +70,7 @@ def temporaries(layout: Layout, param_bytes: int, cache_bytes: int = 0) -> float
     Args:
         layout: of the program.
         param_bytes: of the parameters on a device.
-        cache_bytes: of the cache, which a decoding step's scan writes anew, layer by layer.
+        cache_bytes: of the cache, of which a decoding step copies one repeat of a stack at a time.
     """
     cfg, work, tokens = layout.cfg, layout.work, layout.tokens
     boundary = tokens * cfg.embed_dim * BF16
@@ -85,9 +85,10 @@ def temporaries(layout: Layout, param_bytes: int, cache_bytes: int = 0) -> float
     if work.mode == "prefill":
         logits = 0.0
     if work.mode != "train":
-        again = cache_bytes if work.mode == "decode" else 0
+        repeat = max(len(stack.layers) for stack in cfg.stacks) / len(cfg.layers)
+        copied = cache_bytes * repeat if work.mode == "decode" else 0
         return (
-            again + 2 * whole * BF16 + 2 * tokens * widest * BF16 + 4 * boundary + 2 * logits * F32
+            copied + 2 * whole * BF16 + 2 * tokens * widest * BF16 + 4 * boundary + 2 * logits * F32
         )
     kept = sum(times * _kept(layout, layer) for layer, times in layers) * tokens * BF16
     gradients = param_bytes * (2 if work.accumulate > 1 else 1)
