@@ -109,6 +109,19 @@ def _across_slices(
     return tuple(slices if name == axis else 1 for name in AXES)
 
 
+def across_slices(spec: str, devices: int, slices: int) -> dict[str, int]:
+    """Over how many slices `make_mesh` lays each axis that goes from slice to slice.
+
+    Raises:
+        ValueError: as `make_mesh`.
+    """
+    sizes, across = _sizes_of(spec, devices)
+    if slices == 1:
+        return {}
+    outer = zip(AXES, _across_slices(spec, sizes, across, slices), strict=True)
+    return {name: count for name, count in outer if count > 1}
+
+
 def abstract_mesh(spec: str) -> AbstractMesh:
     """A mesh of no devices, for `shardings` of more of them than there are; no size is -1.
 

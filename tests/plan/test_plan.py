@@ -92,6 +92,34 @@ def test_links_by_hand():
     assert parse("h100:64").bandwidth(8) == 9 * parse("h100:64").bandwidth(16)
 
 
+def test_links_between_slices_by_hand():
+    """Two slices: `data` reduces over the network alone, `fsdp` gathers within and across."""
+    slow = parse("v5p:4x4x4").chip.network
+    found = plan("llama-3.1-8b", "2xv5p:4x4x4", "data=2,fsdp=64", "train", 128, 4096)
+    assert found.topology.devices == 128
+    reduced = next(one for one in found.collectives if one.axes == ("data",))
+    assert found.seconds_of(reduced) == pytest.approx(2 * reduced.bytes / 2 / slow)
+    alone = plan("llama-3.1-8b", "v5p:4x4x4", "fsdp=64", "train", 64, 4096)
+    assert found.link_seconds - found.seconds_of(reduced) == pytest.approx(alone.link_seconds)
+    across = plan("llama-3.1-8b", "2xv5p:4x4x4", "fsdp=128", "train", 128, 4096)
+    gathered, within = across.collectives[0], alone.collectives[0]
+    assert across.seconds_of(gathered) == pytest.approx(
+        alone.seconds_of(within) + gathered.bytes / 64 / 2 / slow, rel=1e-3
+    )
+    with pytest.raises(ValueError, match="over 2 slices: make one of data"):
+        plan("llama-3.1-8b", "2xv5p:2x2x1", "tensor=8", "decode", 8, 4096)
+
+
+def test_decoding_is_advised_to_keep_weights_where_they_are():
+    """By what search ranks by, too."""
+    gathered, stays = (
+        plan("qwen3-0.6b", "v5e:2x2", mesh, "decode", 16, 4096) for mesh in ("fsdp=4", "tensor=4")
+    )
+    assert "gather weights over fsdp, for every token anew" in gathered.advice
+    assert stays.advice is None
+    assert stays.tokens_per_second > 2 * gathered.tokens_per_second
+
+
 def test_every_chip_has_a_source_and_a_sane_balance():
     for chip in CHIPS.values():
         assert chip.source.startswith("https://")
@@ -126,6 +154,7 @@ def test_command_prints_a_plan_and_draws_it(capsys, tmp_path):
         (["qwen3-0.6b", "--topology=v9:4"], "unknown chip 'v9'; known are v4"),
         (["qwen3-0.6b", "--topology=v5p:4x4"], "v5p has 3 axes, so a shape like v5p:4x4x4"),
         (["qwen3-0.6b", "--topology=v5e:axb"], "'axb' is no shape, as v5e:4x4 has one"),
+        (["qwen3-0.6b", "--topology=2xh100:8"], "slices are of TPUs"),
         (["qwen3-0.6b", "--topology=v5e:4x4", "--mesh=fsdp=3"], "make the sizes multiply to 16"),
         (["qwen3-0.6b", "--topology=v5e:4x4", "--batch=10"], "10 rows does not divide over"),
         (["qwen3-0.6b", "--topology=v5e:1", "--length=99999999"], "beyond the model's max_length"),
@@ -154,4 +183,5 @@ def test_topologies_say_their_size():
     assert parse("tpu7x:2x2x1").devices == 8
     assert parse("v5e").chips == 1
     assert isinstance(zoo.config("qwen3-0.6b"), Config)
-    assert str(hardware.parse("v5p:8x8x16")) == "v5p:8x8x16"
+    for text in ("v5p:8x8x16", "3xv5e:4x4"):
+        assert str(hardware.parse(text)) == text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import time
@@ -61,11 +62,11 @@ def devices(topology: Topology) -> list[jax.Device]:
     # Without these it asks the cloud who it is, for minutes, and one process keeps others out.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    shape = topology.shape if topology.chips > 1 else (1,) * topology.chip.dims
-    alone = {"chips_per_host_bounds": [1, 1, 1]} if topology.chips == 1 else {}
-    name = f"{topology.chip.name}:{'x'.join(map(str, shape))}"
+    name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
+    how = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(topology.shape) == 1 else {}
+    how |= {"num_slices": topology.slices} if topology.slices > 1 else {}
     try:
-        found = topologies.get_topology_desc(topology_name=name, platform="tpu", **alone)
+        found = topologies.get_topology_desc(topology_name=name, platform="tpu", **how)
     except Exception as e:  # whatever libtpu raises, its first line says what it does not know
         raise CannotCompile(f"topology {topology}: {str(e).splitlines()[0]}") from None
     if len(found.devices) != topology.devices:  # v4, whose two cores run as one device

@@ -6,6 +6,7 @@ Bandwidths are bytes per second in one direction, memories are bytes, all per ch
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 GB, GiB = 10**9, 2**30
@@ -71,14 +72,19 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Topology:
-    """So many chips of a kind: `shape` is the slice of a TPU's torus, or (count,) of GPUs."""
+    """So many chips of a kind: `shape` is the slice of a TPU's torus, or (count,) of GPUs.
+
+    `slices` of TPUs are joined by their hosts' network.
+    """
 
     chip: Chip
     shape: tuple[int, ...]
+    slices: int = 1
 
     @property
     def chips(self) -> int:
-        return math.prod(self.shape)
+        """Of all slices."""
+        return math.prod(self.shape) * self.slices
 
     @property
     def devices(self) -> int:
@@ -86,10 +92,11 @@ class Topology:
         return self.chips * self.chip.cores
 
     def __str__(self) -> str:
-        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+        times = f"{self.slices}x" if self.slices > 1 else ""
+        return f"{times}{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     def spanned(self, size: int) -> list[int]:
-        """Of the torus, how many chips of each axis `size` neighbours span, longest axis first."""
+        """Chips of each axis of a torus that `size` neighbours span, longest axis first."""
         found, reached = [], 1
         for length in sorted(self.shape, reverse=True):
             if reached < size:
@@ -117,12 +124,14 @@ class Topology:
 
 
 def parse(text: str) -> Topology:
-    """ "v5p:8x8x16", "v5e:1" or "h100:64".
+    """ "v5p:8x8x16", "v5e:1", "2xv5e:16x16" (two slices) or "h100:64".
 
     Raises:
         ValueError: no such chip, or a shape that it cannot have.
     """
     name, _, shape = text.partition(":")
+    times = re.match(r"(\d+)x(?=[a-z])", name)
+    name = name.removeprefix(times[0] if times else "")
     if name not in CHIPS:
         raise ValueError(f"topology {text!r}: unknown chip {name!r}; known are {', '.join(CHIPS)}")
     chip, sizes = CHIPS[name], (shape or "1").split("x")
@@ -136,4 +145,9 @@ def parse(text: str) -> Topology:
             f"topology {text!r}: {name} has {allowed[0]} axes, so a shape like "
             f"{name}:{'x'.join(['4'] * allowed[0])}, not {len(found)}"
         )
-    return Topology(chip, found if math.prod(found) > 1 else (1,) * max(chip.dims, 1))
+    slices = int(times[1]) if times else 1
+    if slices < 1 or (slices > 1 and not chip.is_tpu):
+        raise ValueError(
+            f"topology {text!r}: slices are of TPUs, one or more; of GPUs give the count: h100:64"
+        )
+    return Topology(chip, found if math.prod(found) > 1 else (1,) * max(chip.dims, 1), slices)

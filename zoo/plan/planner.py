@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import math
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Plan:
         work: the program's sizes.
         topology: the chips.
         mesh: sizes of the mesh's axes.
+        across: over how many slices those go that go from slice to slice.
         how: where memory and counts are from, in words.
         memory: per chip.
         model_flops: that the mathematics needs, of all chips together.
@@ -62,6 +64,7 @@ class Plan:
     work: Workload
     topology: Topology
     mesh: dict[str, int]
+    across: dict[str, int]
     how: str
     memory: Memory
     model_flops: float
@@ -116,12 +119,39 @@ class Plan:
         return tokens / self.tokens_per_second * self.topology.chips / 3600
 
     def seconds_of(self, one: Collective) -> float:
-        """How long a device's part of a collective keeps its links busy."""
-        size = math.ceil(one.size / self.topology.chip.cores)
-        sent = one.sent * self.topology.chip.cores
-        if one.kind in ("all-to-all", "ragged-all-to-all"):  # links carry the rows of others, too
-            sent *= self.topology.hops(size)
-        return sent / self.topology.bandwidth(size)
+        """How long a device's part of a collective keeps links busy: a slice's, then the network.
+
+        Between slices each device of one exchanges its own part with its like in the others.
+        """
+        topology, cores = self.topology, self.topology.chip.cores
+        exchange = one.kind in ("all-to-all", "ragged-all-to-all")
+        slices = math.prod(self.across.get(axis, 1) for axis in one.axes)
+        within = dataclasses.replace(one, size=max(1, one.size // slices))
+        size = math.ceil(within.size / cores)
+        sent = within.sent * cores
+        if exchange:  # links carry the rows of others, too
+            sent *= topology.hops(size) / slices
+        seconds = sent / topology.bandwidth(size)
+        if slices > 1:
+            part = one.bytes if exchange else math.ceil(one.bytes / within.size)
+            between = dataclasses.replace(one, size=slices, bytes=part)
+            seconds += between.sent * cores / topology.chip.network
+        return seconds
+
+    @property
+    def advice(self) -> str | None:
+        """What would make it faster, where something plainly would."""
+        if self.work.mode != "decode":
+            return None
+        gathers = [one for one in self.collectives if one.kind == "all-gather"]
+        seconds = sum(map(self.seconds_of, gathers))
+        if seconds <= self.seconds / 2:
+            return None
+        axes = ", ".join(sorted({axis for one in gathers for axis in one.axes}))
+        return (
+            f"{1e3 * seconds:.1f} of {1e3 * self.seconds:.1f} ms gather weights over {axes}, for "
+            "every token anew: cut them by tensor or expert, where they stay"
+        )
 
 
 def make_plan(
@@ -148,12 +178,13 @@ def make_plan(
     sizes = sharding.mesh_sizes(mesh, topology.devices)
     rules = sharding.find_rules(rules)
     _check(cfg, work)
+    across = sharding.across_slices(mesh, topology.devices, topology.slices)
     spec = ",".join(f"{name}={size}" for name, size in sizes.items())
     parts = program(cfg, work, sharding.abstract_mesh(spec), rules).parts
     cores = topology.chip.cores
     held = [device_bytes(part) * cores for part in parts]
     layout = estimate.Layout(cfg, work, sizes, rules)
-    found, how = _compiled(cfg, work, topology, spec, rules) if compile else (None, "arithmetic")
+    found, how = _compiled(cfg, work, topology, mesh, rules) if compile else (None, "arithmetic")
     if found is None:
         temporaries = int(estimate.temporaries(layout, held[0] // cores, held[2] // cores)) * cores
     else:
@@ -164,7 +195,7 @@ def make_plan(
     counted = None if found is None else found.counted
     model, again = _flops(cfg, work)
     return Plan(
-        cfg, work, topology, sizes, how,
+        cfg, work, topology, sizes, across, how,
         Memory(*held, temporaries, capacity),
         model, again,
         None if counted is None else counted.flops * topology.devices,
@@ -174,13 +205,13 @@ def make_plan(
     )  # fmt: skip
 
 
-def _compiled(cfg, work, topology, spec, rules) -> tuple[compiled.Compiled | None, str]:
+def _compiled(cfg, work, topology, mesh, rules) -> tuple[compiled.Compiled | None, str]:
     """What the compiler says, and how the plan says where it is from."""
     try:
         devices = compiled.devices(topology)
     except CannotCompile as e:
         return None, f"arithmetic: {e}"
-    found = compiled.compile_for(cfg, work, sharding.make_mesh(spec, devices), rules)
+    found = compiled.compile_for(cfg, work, sharding.make_mesh(mesh, devices), rules)
     how = f"compiled by libtpu {importlib.metadata.version('libtpu')} in {found.seconds:.0f} s"
     if found.counted is None:
         how += ", which gave up for want of memory; collectives by arithmetic"

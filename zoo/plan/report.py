@@ -63,6 +63,7 @@ def _parts(plan: Plan, name: str, tokens: float | None) -> list:
         _counts(plan),
         *([_links(plan)] if plan.collectives else []),
         _time(plan, tokens),
+        *([Text(plan.advice, style="yellow")] if plan.advice else []),
         Text(ASSUMPTIONS, style="dim"),
     ]
 
