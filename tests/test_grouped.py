@@ -1,9 +1,12 @@
 """Grouped products on three platforms against dense ones, and what they cost on CPU."""
 
 import contextlib
+import importlib.util
 import re
+import sys
 
 import jax
+import jax.experimental.pallas
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -178,6 +181,24 @@ def test_exports_with_the_kernel_of_the_platform(rng, platform, kernel, dtype):
     assert "ragged_dot" not in text
     for name in ("triton", "tpu_custom_call"):
         assert (name in text) == (name == kernel)
+
+
+def test_without_triton_experts_still_lower_for_a_gpu(monkeypatch):
+    """As in a JAX to come: there is nothing to import."""
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    monkeypatch.delattr(jax.experimental.pallas, "triton", raising=False)
+    spec = importlib.util.spec_from_file_location("grouped_without_triton", grouped_gpu.__file__)
+    without = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(without)
+    assert without.triton is None
+    monkeypatch.setattr(kernels, "grouped_gpu", without)
+    shapes = [((8, 16), jnp.float32), ((2, 16, 16), jnp.float32), ((2,), jnp.int32)]
+    arguments = [jax.ShapeDtypeStruct(*of) for of in shapes]
+    traced = jax.jit(kernels._by_platform("gmm")).trace(*arguments)
+    with gpu_to_lower_for():
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "while" in text
+    assert "triton" not in text
 
 
 def executed_flops(fun, *args):

@@ -7,6 +7,9 @@ of their own (a tile never crosses groups), so there are at most M / tile + E ti
 that many, and those beyond the last used tile return at once. Which group a tile belongs to is
 computed outside the kernel, from the group sizes. The matrices of all experts reach the kernels as
 one tall matrix, because one index per load is what every JAX version lowers and interprets.
+
+JAX deprecates this backend since 0.11 and lowers it still in 0.12. Of a version without it,
+`triton` is None here, and `zoo.kernels` lets XLA's loops do the work.
 """
 
 from __future__ import annotations
@@ -17,7 +20,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
+
+try:
+    from jax.experimental.pallas import triton
+except ImportError:
+    triton = None
 
 COLUMNS = 128
 DEPTH = 32

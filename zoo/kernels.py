@@ -7,6 +7,7 @@ for cpu, cuda and tpu.
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 import chex
@@ -121,18 +122,26 @@ grouped_matmul.defvjp(_grouped_matmul_forward, _grouped_matmul_backward)
 def _by_platform(name: str):
     """The function of this name in `grouped_{cpu,gpu,tpu}`, compiled once also outside of a jit."""
 
+    kernels = {"tpu": getattr(grouped_tpu, name), "default": getattr(grouped_cpu, name)}
+    if grouped_gpu.triton is not None:
+        kernels["cuda"] = getattr(grouped_gpu, name)
+
     @jax.jit
     def function(lhs, rhs, group_sizes):
-        return lax.platform_dependent(
-            lhs,
-            rhs,
-            group_sizes,
-            cuda=getattr(grouped_gpu, name),
-            tpu=getattr(grouped_tpu, name),
-            default=getattr(grouped_cpu, name),
-        )
+        if "cuda" not in kernels and jax.default_backend() == "gpu":
+            _say_that_loops_are_slow()
+        return lax.platform_dependent(lhs, rhs, group_sizes, **kernels)
 
     return function
+
+
+@functools.cache
+def _say_that_loops_are_slow() -> None:
+    logging.getLogger(__name__).warning(
+        "jax %s has no Triton backend in Pallas: experts run as XLA's loops, which are slow on "
+        "GPUs; an earlier jax has it",
+        jax.__version__,
+    )
 
 
 _gmm, _gmm_transposed, _tgmm = map(_by_platform, ("gmm", "gmm_transposed", "tgmm"))
