@@ -9,7 +9,7 @@ from zoo.cli import main
 from zoo.config import Config
 from zoo.describe import size
 from zoo.plan import CHIPS, Workload, command, hardware, make_plan, parse
-from zoo.plan.search import search
+from zoo.plan.search import _ordered, search
 from zoo.plan.workload import Mode, Remat
 from zoo.training.throughput import flops_per_token
 
@@ -137,6 +137,14 @@ def test_search_ranks_what_fits_by_speed():
     speeds = [p.tokens_per_second for p in fitting]
     assert speeds == sorted(speeds, reverse=True)
     assert len({tuple(p.mesh.values()) for p in found}) == len(found) > 5
+
+
+def test_what_the_compiler_finds_too_large_is_ranked_with_the_rest():
+    small, large, slow = (
+        plan("qwen3-0.6b", "v5e:1", "", "train", rows, 2048) for rows in (4, 512, 1)
+    )
+    assert [small.fits, large.fits, slow.fits] == [True, False, True]
+    assert _ordered([large, slow], [small]) == [slow, small, large]
 
 
 def test_command_prints_a_plan_and_draws_it(capsys, tmp_path):

@@ -51,7 +51,14 @@ def search(
     best = [
         make_plan(cfg, plan.work, topology, spec(plan.mesh), rules) for plan in plans[:compile_best]
     ]
-    return sorted(best, key=_rank) + plans[compile_best:]
+    return _ordered(best, plans[compile_best:])
+
+
+def _ordered(compiled: list[Plan], guessed: list[Plan]) -> list[Plan]:
+    """Those first that fit as the compiler says; what it found too large goes among the others."""
+    fitting = [plan for plan in compiled if plan.fits]
+    others = [plan for plan in compiled if not plan.fits] + guessed
+    return sorted(fitting, key=_rank) + sorted(others, key=_rank)
 
 
 def spec(mesh: dict[str, int]) -> str:
