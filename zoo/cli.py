@@ -146,7 +146,7 @@ def _eval(args: argparse.Namespace) -> None:
 
     found = harness.evaluate(
         args.model,
-        args.tasks.split(","),
+        [task.strip() for task in args.tasks.split(",")],
         num_fewshot=args.num_fewshot,
         limit=args.limit,
         include_path=args.include_path,
@@ -193,26 +193,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    try:
-        from zoo.serve import command
-        from zoo.serve.settings import Settings
-    except ImportError as e:
-        raise ValueError(f"{e}: pip install 'zoo-jax[serve]'") from e
-    settings = Settings(
-        slots=args.slots,
-        length=args.length,
-        cache_dtype=args.cache_dtype,
-        prefix_bytes=args.prefix_mib * 2**20,
-        queue=args.queue,
-        timeout=args.timeout,
-        embed_tokens=args.embed_tokens,
-        keys=command.keys_of(args.keys),
-        hosts=command.hosts_of(args.host, args.hosts),
-    )
-    folders = command.named(args.folder, args.model)
-    where = dict(host=args.host, port=args.port, routes=args.routes, drain=args.drain)
-    how = dict(dtype=args.dtype, mesh=args.mesh, quantize=args.quantize)
-    return command.serve(folders, settings, **where, **how)
+    from zoo.serve import options
+
+    return options.run(args.folder, vars(args))
 
 
 def _dtype(name: str | None):
@@ -274,6 +257,7 @@ def _model(path: str, quantize: str | None = None, **lie: Any):
 
 def _parser() -> argparse.ArgumentParser:
     from zoo.plan import command
+    from zoo.serve import options
 
     parser = argparse.ArgumentParser(prog="zoo", description="Open language models in JAX.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -319,24 +303,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("serve", help="answer OpenAI clients, and people at a chat page")
     verb.add_argument("folder", nargs="?", help="a Hugging Face folder, a repo id, or a run")
-    verb.add_argument("--model", action="append", default=[], metavar="NAME=DIR")
-    verb.add_argument("--routes", help="a JSON file of names that stand for several models")
-    verb.add_argument("--host", default="127.0.0.1")
-    verb.add_argument("--port", type=int, default=8000, help="0 takes one that is free")
-    verb.add_argument("--hosts", nargs="*", default=[], help="names that clients call it by")
-    verb.add_argument("--keys", help="a file of API keys, a line each; also $ZOO_API_KEYS")
-    verb.add_argument("--slots", type=int, default=8, help="texts that a model makes at a time")
-    verb.add_argument("--length", type=int, help="tokens of a text at most")
-    verb.add_argument("--prefix-mib", type=int, default=256, help="for what prompts begin with")
-    verb.add_argument("--queue", type=int, default=64, help="requests that may wait for a slot")
-    verb.add_argument("--timeout", type=float, default=600.0, help="seconds for an answer")
-    verb.add_argument("--embed-tokens", type=int, default=512, help="of a text to embed; 0: none")
-    caches = ("float32", "bfloat16", "float8_e4m3fn", "int8")
-    verb.add_argument("--cache-dtype", choices=caches, help="what the cache keeps")
-    _add_quantize(verb)
-    verb.add_argument("--mesh", help='devices that a model is laid over, "tensor=8"')
-    verb.add_argument("--drain", type=int, default=30, help="seconds left after SIGTERM")
-    verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
+    options.add_arguments(verb)
     verb.set_defaults(run=_serve)
 
     verb = verbs.add_parser("eval", help="tasks of lm-evaluation-harness")

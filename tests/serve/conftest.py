@@ -7,7 +7,7 @@ import dataclasses
 import http.client
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import openai
@@ -24,9 +24,7 @@ from zoo.serve.model import Model, Parts, start
 from zoo.serve.settings import Settings
 
 LENGTH = 256
-LIMITS = Settings(
-    slots=4, length=LENGTH, queue=96, prefix_bytes=0, embed_tokens=32, body_bytes=2**20
-)
+LIMITS = Settings(slots=4, length=LENGTH, queue=96, prefix_mib=0, embed_tokens=32, body_mib=1)
 
 
 @dataclasses.dataclass(repr=False)
@@ -66,12 +64,13 @@ class Site:
 
 
 class Gated(Engine):
-    """An engine that a test can hold between steps, and whose next steps it can let fail.
+    """An engine that a test can hold between steps, let fail, and let say what it wants.
 
     Attributes:
         gate: open while it is set.
         left: steps after which it closes by itself; None is never.
         faults: steps that will raise.
+        script: tokens of the next texts; if there are none, texts are the model's.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -80,6 +79,7 @@ class Gated(Engine):
         self.gate.set()
         self.faults = 0
         self.left: int | None = None
+        self.script: Sequence[int] = ()
 
     def step(self) -> bool:
         self.gate.wait()
@@ -95,6 +95,9 @@ class Gated(Engine):
             self.faults -= 1
             raise RuntimeError("device hiccup")
         return super()._decode()
+
+    def _say(self, seat, token, scores) -> None:
+        super()._say(seat, self.script[seat.made] if self.script else token, scores)
 
 
 @pytest.fixture(scope="session")

@@ -111,7 +111,7 @@ def test_no_body_makes_the_server_fail(site, data):
 
 NESTED = b'{"model": "tiny", "prompt": "a", "metadata": ' + b'{"a":' * 5000 + b"1" + b"}" * 5001
 UNFIT = {
-    "enormous": (b'{"prompt": "' + b"a" * LIMITS.body_bytes + b'"}', 413, "more than 1048576"),
+    "enormous": (b'{"prompt": "' + b"a" * LIMITS.body_mib * 2**20 + b'"}', 413, "more than 1 MiB"),
     "nested": (NESTED, 400, "levels of lists|nested too deeply|not JSON"),
     "cut": (b'{"model": "tiny"', 400, "not JSON"),
     "not a number": (b'{"model": "tiny", "prompt": "a", "top_p": NaN}', 400, "not JSON"),
@@ -137,7 +137,8 @@ def test_what_a_foreign_page_can_send_is_refused(site):
     rebound = {"Host": "evil.example"}
     for method, path in (("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/")):
         assert site.ask(method, path, ASK if method == "POST" else None, **rebound)[0] == 403
-    assert site.ask("GET", "/health", Host="localhost:8000")[0] == 200
+    for host in ("localhost:8000", "192.168.1.7", "[::1]:8000"):
+        assert site.ask("GET", "/health", Host=host)[0] == 200
     page, _ = site.raw("GET", "/")
     assert "access-control-allow-origin" not in page.headers
     assert "default-src 'none'" in page.headers["content-security-policy"]

@@ -225,12 +225,13 @@ WRONG = [
     ({"messages": [{"content": "Hi"}]}, "messages[0].role", "is missing"),
     ({"messages": [{"role": "wizard", "content": ""}]}, "messages[0].role", "must be one of"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-     "messages[0].content[0].text", "is missing"),
+     "messages[0].content[0].type", "='image_url' must be one of 'text'"),
     ({"temperature": 2.5}, "temperature", "=2.5 must be at least 0 and at most 2"),
     ({"temperature": "hot"}, "temperature", "='hot' must be a number"),
     ({"temperature": True}, "temperature", "=True must be a number"),
     ({"top_p": 0}, "top_p", "must be above 0 and at most 1"),
     ({"max_tokens": 1.5}, "max_tokens", "must be an integer"),
+    ({"max_tokens": 0}, "max_tokens", "must be at least 1"),
     ({"n": 0}, "n", "must be at least 1"),
     ({"stop": [""]}, "stop[0]", "must have at least 1"),
     ({"seed": 2**64}, "seed", "at most"),
@@ -239,6 +240,8 @@ WRONG = [
     ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "at most 20"),
     ({"response_format": {"type": "xml"}}, "response_format.type", "must be one of"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "shows no calls"),
+    ({"tool_choice": "must"}, "tool_choice", "='must' must be one of 'none', 'auto', 'required'"),
+    ({"tool_choice": {"type": "function"}}, "tool_choice.function", "is missing"),
     ({"functions": []}, "functions", "is not a field of this request"),
     ({"chat_template_kwargs": {"messages": []}}, None, "must not have messages"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content", "must be"),
@@ -272,7 +275,7 @@ def test_unknown_models_and_paths_are_named(site):
 
 def test_no_request_waits_for_a_compiler(parts, compiled):  # noqa: F811
     """Three slots are no other test's, so nothing is compiled yet but what `start` compiles."""
-    limits = dataclasses.replace(LIMITS, slots=3, prefix_bytes=2**20)
+    limits = dataclasses.replace(LIMITS, slots=3, prefix_mib=1)
     model = start("tiny", parts, limits)
     assert compiled
     compiled.clear()

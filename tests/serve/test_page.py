@@ -6,11 +6,14 @@ import dataclasses
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
+from tests.inference.test_talk import TEMPLATE
 from tests.serve.conftest import LIMITS, gated, served
 from tests.serve.test_abuse import idle
+from zoo.hf.template import Template
 from zoo.serve import app
 from zoo.serve.model import start
 
@@ -23,11 +26,7 @@ pytestmark = pytest.mark.skipif(
 SHOTS = os.environ.get("ZOO_TEST_SHOTS")
 """A folder for screenshots, to look at."""
 
-SAID = """<think>
-The *moon*, surely.
-</think>
-
-# Tides
+SAID = """# Tides
 
 The **moon** pulls, *so does* the sun; see [NOAA](https://example.org/tides) or `tide(t)`.
 
@@ -80,9 +79,12 @@ def shoot(page, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def two(parts):
-    """Two models, the first of which a test can hold."""
+    """Two models, the first of which a test can hold, and which may think."""
     limits = dataclasses.replace(LIMITS, embed_tokens=0)
-    models = {"tiny": gated(parts, limits), "other": start("other", parts, limits)}
+    marked = {"default": Template(Path("t"), TEMPLATE + "{# </think> #}")}
+    chat = dataclasses.replace(parts.chat, templates=marked)
+    tiny = gated(dataclasses.replace(parts, chat=chat), limits)
+    models = {"tiny": tiny, "other": start("other", parts, limits)}
     with served(models, limits) as site:
         yield site
         models["tiny"].runner.engine.gate.set()
@@ -145,11 +147,46 @@ def test_from_opening_to_an_answer_to_stop(two, page):
     assert page.complaints == []
 
 
+def test_a_thought_is_folded_and_stays_as_it_is_put(two, page):
+    page.goto(two.url)
+    page.locator("#model option").nth(1).wait_for(state="attached")
+    engine, encode = two.models["tiny"].runner.engine, two.models["tiny"].tokenizer.encode
+    engine.script = (*encode("<think>\nHm, *so*.\n</think>\n\n**Yes.**").ids, 259)
+    engine.left = len("<think>\nHm,")
+    box = page.get_by_label("Message", exact=True)
+    box.fill("Well?")
+    box.press("Enter")
+    answer = page.locator("article.assistant")
+    summary = answer.locator("summary", has_text="Thinking…")
+    summary.wait_for()
+    assert "thinking" in page.get_by_role("status").inner_text()
+    assert not answer.get_by_text("Hm,").is_visible()
+    summary.click()
+    assert answer.get_by_text("Hm,").is_visible()
+    shoot(page, "thinking")
+    engine.gate.set()
+    page.wait_for_selector(".note")
+    assert answer.locator("summary").inner_text() == "Thoughts"
+    assert answer.locator(".thought em").inner_text() == "so"
+    assert answer.locator(".body > p strong").inner_text() == "Yes."
+    shoot(page, "thoughts")
+    asked = []
+    page.on("request", lambda request: asked.append(request.post_data_json))
+    box.fill("Sure?")
+    box.press("Enter")
+    page.locator("article:last-child .note").wait_for()
+    engine.script = ()
+    assert asked[0]["messages"][1] == {
+        "role": "assistant", "content": "**Yes.**", "reasoning_content": "Hm, *so*."
+    }  # fmt: skip
+
+
 def fill_history(page) -> None:
     """A conversation as if it had been held, which the random model cannot."""
     answer = {
         "role": "assistant",
         "content": SAID,
+        "thought": "The *moon*, surely.",
         "model": "tiny",
         "note": "96 tokens, 41.0 tokens/s",
     }

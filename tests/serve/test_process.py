@@ -141,7 +141,7 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv(command.KEYS, "c, d,")
     (tmp_path / "keys").write_text("a\n\n b \n")
     assert command.keys_of(str(tmp_path / "keys")) == ("a", "b", "c", "d")
-    assert command.hosts_of("0.0.0.0", ["zoo.example"]) == (*command.LOOPBACK, "zoo.example")
+    assert command.hosts_of("0.0.0.0", "zoo.example, ") == (*command.LOOPBACK, "zoo.example")
 
 
 def test_rounded_weights_and_caches_are_served(folder):

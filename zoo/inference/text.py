@@ -55,11 +55,13 @@ class Cut:
 
     Attributes:
         found: the string that ended the text, or None.
+        behind: what the text with which it was whole has behind it.
     """
 
     def __init__(self, stops: Sequence[str]):
         self._stops, self._held = tuple(stops), ""
         self.found: str | None = None
+        self.behind = ""
 
     def push(self, text: str) -> str:
         """What of the text so far is certain to come before any stop, and was not given yet."""
@@ -69,7 +71,7 @@ class Cut:
         places = [(held.find(stop), stop) for stop in self._stops if stop in held]
         if places:
             place, self.found = min(places)
-            self._held = ""
+            self._held, self.behind = "", held[place + len(self.found) :]
             return held[:place]
         keep = max((_overlap(held, stop) for stop in self._stops), default=0)
         self._held = held[len(held) - keep :]

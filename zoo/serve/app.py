@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+import ipaddress
 import json
 import traceback
 from base64 import b64encode
@@ -113,12 +114,26 @@ def _posted(path: str, answer: Answer) -> Callable[[Server, Request], Awaitable[
 
 
 def _check_host(request: Request, settings: Settings) -> None:
+    """Refuses names that are not the server's: a foreign page can have its own lead here.
+
+    An address is nobody's to lead elsewhere, so whoever calls by one has reached what was meant.
+    """
     try:
-        host = request.url.hostname
+        host = request.url.hostname or ""
     except ValueError:
-        host = None
-    if "*" not in settings.hosts and host not in settings.hosts:
-        raise ApiError("this server does not go by that name: see --hosts", 403)
+        host = ""
+    if not ("*" in settings.hosts or host in settings.hosts or _is_address(host)):
+        raise ApiError(
+            f"this server does not go by the name {host[:80]!r}: start it with --hosts", 403
+        )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_key(request: Request, settings: Settings) -> None:
@@ -144,8 +159,8 @@ async def _body(request: Request, settings: Settings) -> Any:
         async with asyncio.timeout(settings.body_timeout):
             async for chunk in request.stream():
                 raw += chunk
-                if len(raw) > settings.body_bytes:
-                    raise ApiError(f"the body has more than {settings.body_bytes} bytes", 413)
+                if len(raw) > settings.body_mib * 2**20:
+                    raise ApiError(f"the body has more than {settings.body_mib} MiB", 413)
     except TimeoutError:
         raise ApiError(f"the body took over {settings.body_timeout:g} s to arrive", 408) from None
     return _parsed(bytes(raw))

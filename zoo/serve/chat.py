@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from zoo.inference.completion import Piece
 from zoo.inference.requests import Token
-from zoo.serve import tools
+from zoo.serve.constraint import Restrict, by_format, by_tools
 from zoo.serve.errors import ApiError
 from zoo.serve.events import EventStream, head, headers
 from zoo.serve.model import Model
 from zoo.serve.server import Server
 from zoo.serve.speech import Plan, Speech, begin, plan
+from zoo.serve.thoughts import Splitter, Thinks
+from zoo.serve.tools import Call, Reader, properties
 
 CONVERSATION = "x-conversation-id"
 """A header; its requests go to one model as long as a route can."""
@@ -52,31 +54,71 @@ async def encode(model: Model, body: Body) -> list[int]:
         raise ApiError(f"{model.name} has no chat template: ask /v1/completions", param="model")
     messages = [_message(m, f"messages[{i}]") for i, m in enumerate(body["messages"])]
     variables = {"add_generation_prompt": True, **(body.get("chat_template_kwargs") or {})}
+    if body.get("reasoning_effort"):
+        variables.setdefault("reasoning_effort", body["reasoning_effort"])
     if overridden := variables.keys() & {"messages", "tools", "documents"}:
         raise ApiError(f"chat_template_kwargs must not have {min(overridden)}: it is a field")
+    encode = partial(asyncio.to_thread, chat.encode, tools=_tools(body), **variables)
     try:
-        return await asyncio.to_thread(chat.encode, messages, _tools(body), **variables)
+        return await encode(messages)
     except ValueError as e:
-        raise ApiError(str(e), param="messages") from e
+        refusal = ApiError(str(e), param="messages")
+        refusal.__cause__ = e
+    calls = [m.get("tool_calls") or [] for m in body["messages"]]
+    if any(calls):  # DeepSeek's templates take arguments as texts, others as objects
+        texts = [{**m, "tool_calls": c} if c else m for m, c in zip(messages, calls, strict=True)]
+        with contextlib.suppress(ValueError):
+            return await encode(texts)
+    raise refusal
 
 
 async def _plan(body: Body, model: Model) -> Plan:
-    if _tools(body) and _format(model) is None:
-        raise ApiError(f"{model.name}'s chat template shows no calls of tools", param="tools")
+    prompt = await encode(model, body)
+    how = model.thinks(prompt)
     most = body.get("max_completion_tokens") or body.get("max_tokens")
     logprobs = (body.get("top_logprobs") or 0) if body.get("logprobs") else None
     return await plan(
-        model, body, [await encode(model, body)], most,
-        skip_special=not _tools(body), logprobs=logprobs,
+        model, body, [prompt], most, logprobs=logprobs,
+        restrict=_restrict(body, model, how),
+        skip_special=not (_tools(body) or (how and model.hides(how.marks))),
     )  # fmt: skip
+
+
+def _restrict(body: Body, model: Model, how: Thinks | None) -> Callable[[], Restrict]:
+    """Makes what holds answers to the calls or to the form that a body asks for.
+
+    Raises:
+        ApiError: it asks for what the model or its tools do not have.
+    """
+    given, choice = _tools(body), body.get("tool_choice") or "auto"
+    if choice not in ("auto", "none") and not given:
+        raise ApiError("tool_choice needs tools to choose from", param="tool_choice")
+    if given and model.calls is None:
+        raise ApiError(f"{model.name}'s chat template shows no calls of tools", param="tools")
+    form = body.get("response_format") or {"type": "text"}
+    form = None if form["type"] == "text" else form
+    needed, several = choice not in ("auto", "none"), body.get("parallel_tool_calls") is not False
+    if isinstance(choice, Mapping):
+        given, several = _chosen(given, choice["function"]["name"]), False
+    strict = any(tool["function"].get("strict") for tool in given or ())
+    if given and (needed or strict or form or not several):
+        return partial(by_tools, model, given, form, how, needed=needed, several=several)
+    return partial(by_format, model, form, how)
+
+
+def _chosen(given: Sequence[Mapping], name: str) -> list[Mapping]:
+    found = [tool for tool in given if tool["function"]["name"] == name]
+    if not found:
+        known = ", ".join(tool["function"]["name"] for tool in given)
+        raise ApiError(
+            f"tool_choice names {name[:80]!r}, which is none of the tools: {known}",
+            param="tool_choice.function.name",
+        )
+    return found
 
 
 def _tools(body: Body) -> list[dict] | None:
     return None if body.get("tool_choice") == "none" else body.get("tools") or None
-
-
-def _format(model: Model) -> tools.Format | None:
-    return tools.format_of("\n".join(t.text for t in model.parts.chat.templates.values()))
 
 
 def _content(message: Mapping) -> str:
@@ -109,61 +151,76 @@ def _call(call: Mapping, where: str) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
+class _Said(NamedTuple):
+    """What is new of an answer."""
+
+    thought: str
+    text: str
+    calls: Sequence[Call]
+    finish: str | None
+
+
 class _Choice:
-    """What is said of one answer: text, calls and why it ended."""
+    """One answer: its thought, its text, its calls and why it ended."""
 
-    def __init__(self, form: tools.Format | None):
-        self._reader = form and tools.Reader(form)
+    def __init__(self, body: Body, speech: Speech):
+        how, given = speech.model.thinks(speech.plan.prompts[0]), _tools(body)
+        self._thoughts = how and Splitter(how)
+        self._calls = given and Reader(speech.model.calls, properties(given))
 
-    def read(self, piece: Piece) -> tuple[str, list[tools.Call], str | None]:
-        if self._reader is None:
-            return piece.text, [], piece.finish
-        text, calls, finish = self._reader.push(piece.text), [], piece.finish
-        if finish:
-            rest, calls = self._reader.end()
-            text, finish = text + rest, "tool_calls" if calls else finish
-        return text, calls, finish
+    def read(self, piece: Piece) -> _Said:
+        thought, text, calls, finish = "", piece.text, [], piece.finish
+        if self._thoughts:
+            thought, text = self._thoughts.push(text)
+            if finish:
+                last, rest = self._thoughts.end()
+                thought, text = thought + last, text + rest
+        if self._calls:
+            text = self._calls.push(text)
+            if finish:
+                rest, calls = self._calls.end()
+                text, finish = text + rest, "tool_calls" if calls else finish
+        return _Said(thought, text, calls, finish)
 
 
 def _choices(body: Body, speech: Speech) -> list[_Choice]:
-    form = _format(speech.model) if _tools(body) else None
-    return [_Choice(form) for _ in speech.completions]
+    return [_Choice(body, speech) for _ in speech.completions]
 
 
 async def _whole(body: Body, speech: Speech) -> dict[str, Any]:
     choices = _choices(body, speech)
-    found: list[dict[str, Any]] = [
-        {"text": "", "calls": [], "finish": None, "tokens": []} for _ in choices
-    ]
+    said: list[list[_Said]] = [[] for _ in choices]
+    tokens: list[list[Token]] = [[] for _ in choices]
     async for i, piece in speech.pieces():
-        text, calls, found[i]["finish"] = choices[i].read(piece)
-        found[i]["text"] += text
-        found[i]["calls"] += calls
-        found[i]["tokens"] += piece.tokens
+        said[i].append(choices[i].read(piece))
+        tokens[i] += piece.tokens
     return {
         **head("chat.completion", "chatcmpl", speech.model.name),
         "choices": [
             {
                 "index": i,
-                "message": _answer(one["text"], one["calls"]),
-                "logprobs": _logprobs(body, speech, one["tokens"]),
-                "finish_reason": one["finish"],
+                "message": _answer(said[i]),
+                "logprobs": _logprobs(body, speech, tokens[i]),
+                "finish_reason": said[i][-1].finish,
             }
-            for i, one in enumerate(found)
+            for i in range(len(choices))
         ],
         "usage": speech.usage,
     }
 
 
-def _answer(text: str, calls: Sequence[tools.Call]) -> dict[str, Any]:
+def _answer(said: Sequence[_Said]) -> dict[str, Any]:
+    text, thought = "".join(s.text for s in said), "".join(s.thought for s in said)
     message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-    if calls:
-        message |= {"content": text or None, "tool_calls": [call.openai() for call in calls]}
+    if thought:
+        message["reasoning_content"] = thought
+    if calls := [call.openai() for s in said for call in s.calls]:
+        message |= {"content": text or None, "tool_calls": calls}
     return message
 
 
 async def _events(body: Body, speech: Speech) -> AsyncIterator[dict[str, Any]]:
-    """Chunks: each choice's role, then its text, its calls, and why it ended."""
+    """Chunks: each choice's role, then its thought, its text, its calls, and why it ended."""
     start = head("chat.completion.chunk", "chatcmpl", speech.model.name)
     usage = (body.get("stream_options") or {}).get("include_usage")
     choices = _choices(body, speech)
@@ -176,15 +233,18 @@ async def _events(body: Body, speech: Speech) -> AsyncIterator[dict[str, Any]]:
         yield chunk(i, {"role": "assistant", "content": ""})
     async with contextlib.aclosing(speech.pieces()) as pieces:
         async for i, piece in pieces:
-            text, calls, finish = choices[i].read(piece)
+            said = choices[i].read(piece)
             logprobs = _logprobs(body, speech, piece.tokens) if piece.tokens else None
-            if text or (logprobs and logprobs["content"]):
-                yield chunk(i, {"content": text}, None, logprobs)
-            if calls:
-                deltas = [{"index": j, **call.openai()} for j, call in enumerate(calls)]
+            if said.thought:
+                yield chunk(i, {"reasoning_content": said.thought}, None, logprobs)
+                logprobs = None
+            if said.text or (logprobs and logprobs["content"]):
+                yield chunk(i, {"content": said.text}, None, logprobs)
+            if said.calls:
+                deltas = [{"index": j, **call.openai()} for j, call in enumerate(said.calls)]
                 yield chunk(i, {"tool_calls": deltas})
-            if finish:
-                yield chunk(i, {}, finish)
+            if said.finish:
+                yield chunk(i, {}, said.finish)
     if usage:
         yield {**start, "choices": [], "usage": speech.usage}
 

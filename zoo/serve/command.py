@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -54,9 +55,10 @@ def keys_of(file: str | None) -> tuple[str, ...]:
     )
 
 
-def hosts_of(host: str, more: Sequence[str]) -> tuple[str, ...]:
+def hosts_of(host: str, more: str) -> tuple[str, ...]:
     """The names that a server goes by: those of this machine, where it listens, and `more`."""
-    return (*LOOPBACK, *(() if host in ("0.0.0.0", "::") else (host,)), *more)
+    said = filter(None, (name.strip() for name in more.split(",")))
+    return (*LOOPBACK, *(() if host in ("0.0.0.0", "::") else (host,)), *said)
 
 
 def serve(
@@ -94,10 +96,11 @@ def serve(
     devices = make_mesh(mesh) if mesh else None
     found = read_routes(routes, folders) if routes else {}
     listening = _listen(host, port)  # before the weights: a port that is taken ends here
-    models = {
-        name: start(name, open_parts(path, kind, devices, quantize), settings)
-        for name, path in folders.items()
-    }
+    models = {}
+    for name, path in folders.items():
+        parts = open_parts(path, kind, devices, quantize)
+        print(f"{name} is read; its programs compile", file=sys.stderr, flush=True)
+        models[name] = start(name, parts, settings)
     if host not in LOOPBACK and not settings.keys:
         logging.warning("Everybody who reaches %s may use the models: there are no API keys", host)
     app = make_app(models, found, settings)

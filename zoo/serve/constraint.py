@@ -1,4 +1,4 @@
-"""Answers of a given form: JSON, JSON of a schema, or text of a regular expression.
+"""Answers of a given form: JSON, JSON of a schema, text of a regular expression, calls of tools.
 
 llguidance (https://github.com/guidance-ai/llguidance) knows after each token which may come next.
 """
@@ -6,12 +6,14 @@ llguidance (https://github.com/guidance-ai/llguidance) knows after each token wh
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zoo.serve import calling
 from zoo.serve.errors import ApiError
+from zoo.serve.thoughts import Thinks
 
 if TYPE_CHECKING:
     import llguidance
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
 MOST_CHARACTERS = 100_000
 """Of a schema or an expression."""
-SPACE = "[ ]?"
-"""Between the parts of JSON: where any white space may stand, models can go on with it for ever."""
 
 
 class Grammar:
@@ -48,32 +48,81 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ValueError(f"response_format: {self._matcher.get_error()}")
+            raise ValueError(f"the grammar of the answer: {self._matcher.get_error()}")
 
 
-def factory(model: Model, form: Mapping[str, Any] | None) -> Callable[[], Constraint | None]:
-    """Makes a constraint for each text of a request; None where the form is plain text.
+Restrict = Callable[[], "Constraint | None"]
+"""Makes a constraint for each text of a request; None where any text will do."""
+
+
+def by_format(model: Model, form: Mapping[str, Any] | None, how: Thinks | None = None) -> Restrict:
+    """What holds answers to a `response_format`, after a thought if the model thinks.
 
     Raises:
         ApiError: the form cannot be compiled, or llguidance is missing.
     """
     if form is None or form["type"] == "text":
         return lambda: None
+    field = "response_format"
+    if how is None:
+        return _compiled(model, lambda: _grammar(form), field)
+    return _compiled(model, lambda: _after_thought(model, form, how), field)
+
+
+def by_tools(
+    model: Model,
+    tools: Sequence[Mapping],
+    form: Mapping[str, Any] | None,
+    how: Thinks | None,
+    *,
+    needed: bool,
+    several: bool,
+) -> Restrict:
+    """What holds an answer to calls of tools, or if none is needed to a `response_format`.
+
+    Raises:
+        ApiError: a schema cannot be compiled, or llguidance is missing.
+    """
+
+    def grammar() -> str:
+        from llguidance import LLMatcher
+
+        for tool in tools:
+            name, schema = calling.parameters(tool, needed)
+            alone = LLMatcher.grammar_from_json_schema(json.dumps(schema))
+            if complaint := LLMatcher.validate_grammar(alone, model.grammar_tokens):
+                raise ValueError(f"parameters of {name!r}: {complaint}")
+        rules, written = calling.Rules(model), model.calls.written(model.templates)
+        if needed:
+            answer = calling.calls(rules, written, tools, needed=True, several=several)
+        elif form:
+            said = calling.final(rules, how) + _rule(rules, form)
+            answer = f"{said} | {calling.calls_beside(rules, written, tools, several=several)}"
+        else:
+            answer = calling.perhaps_calls(rules, model.calls, written, tools, how, several=several)
+        return rules.grammar(f"{calling.thought(rules, how)}({answer})")
+
+    return _compiled(model, grammar, "tools")
+
+
+def _compiled(model: Model, write: Callable[[], str], field: str) -> Restrict:
     try:
         import llguidance
+
+        grammar = write()
     except ImportError as e:
         raise ApiError(
-            "response_format needs llguidance: pip install 'zoo-jax[serve]'", 501,
-            param="response_format",
-        ) from e  # fmt: skip
-    grammar = _grammar(form)
+            f"{field} needs llguidance: pip install 'zoo-jax[serve]'", 501, param=field
+        ) from e
+    except ValueError as e:
+        raise ApiError(f"{field}: {e}", param=field) from e
     if len(grammar) > MOST_CHARACTERS:
         raise ApiError(
-            f"response_format has {len(grammar)} characters as a grammar, and may have "
-            f"{MOST_CHARACTERS}", param="response_format",
-        )  # fmt: skip
+            f"{field} has {len(grammar)} characters as a grammar, and may have {MOST_CHARACTERS}",
+            param=field,
+        )
     if complaint := llguidance.LLMatcher.validate_grammar(grammar, model.grammar_tokens):
-        raise ApiError(f"response_format: {complaint}", param="response_format")
+        raise ApiError(f"{field}: {complaint}", param=field)
     return lambda: Grammar(grammar, model.grammar_tokens)
 
 
@@ -82,10 +131,21 @@ def _grammar(form: Mapping[str, Any]) -> str:
 
     if form["type"] == "regex":
         return LLMatcher.grammar_from_regex(form["pattern"])
-    schema = {"type": "object"}
-    if form["type"] == "json_schema":
-        schema = form["json_schema"]["schema"]
-    try:
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema), {"whitespace_pattern": SPACE})
-    except ValueError as e:
-        raise ApiError(f"response_format: {e}", param="response_format") from e
+    schema = json.dumps(_schema(form))
+    return LLMatcher.grammar_from_json_schema(schema, {"whitespace_pattern": calling.SPACE})
+
+
+def _after_thought(model: Model, form: Mapping[str, Any], how: Thinks) -> str:
+    rules = calling.Rules(model)
+    before = calling.thought(rules, how) + calling.final(rules, how)
+    return rules.grammar(before + _rule(rules, form))
+
+
+def _rule(rules: calling.Rules, form: Mapping[str, Any]) -> str:
+    if form["type"] == "regex":
+        return rules.pattern(form["pattern"])
+    return rules.json(_schema(form))
+
+
+def _schema(form: Mapping[str, Any]) -> Mapping[str, Any]:
+    return form["json_schema"]["schema"] if form["type"] == "json_schema" else {"type": "object"}

@@ -91,8 +91,10 @@ COMMON = {
     "metadata": ANYTHING,
     "store": BOOLEAN,
     "service_tier": _text(),
+    "prompt_cache_key": _text(),
+    "safety_identifier": _text(),
 }
-"""Of both ways to ask for text. The last two are taken and mean nothing here."""
+"""Of both ways to ask for text. Those from `user` on are taken and mean nothing here."""
 
 PART = _object({"type": {"type": "string", "enum": ["text"]}, "text": _text()}, ("type", "text"))
 CALL = _object(
@@ -132,16 +134,30 @@ TOOL = _object(
     },
     ("type", "function"),
 )  # fmt: skip
+CHOICE = {
+    "anyOf": [
+        {"type": "string", "enum": ["none", "auto", "required"]},
+        _object(
+            {
+                "type": {"type": "string", "enum": ["function"]},
+                "function": _object({"name": _text(minLength=1, maxLength=256)}, ("name",)),
+            },
+            ("type", "function"),
+        ),
+    ]
+}
 CHAT = _object(
     {
         **COMMON,
         "messages": _array(MESSAGE, 1),
+        "max_tokens": _integer(1),
         "max_completion_tokens": _integer(1),
         "logprobs": BOOLEAN,
         "top_logprobs": _integer(0, MOST_LOGPROBS),
         "tools": _array(TOOL, 0, 128),
-        "tool_choice": {"type": "string", "enum": ["none", "auto"]},
+        "tool_choice": CHOICE,
         "parallel_tool_calls": BOOLEAN,
+        "reasoning_effort": _text(maxLength=32),
         "chat_template_kwargs": ANYTHING,
     },
     ("model", "messages"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,11 +26,16 @@ from zoo.inference.engine import LONGEST, Engine
 from zoo.inference.text import Spelling
 from zoo.serve.pulse import Pulse
 from zoo.serve.settings import Settings
+from zoo.serve.thoughts import Marks, Thinks, marks_of, thinks
+from zoo.serve.tools import Format, format_of
 from zoo.sharding import shardings
 
 if TYPE_CHECKING:
     import llguidance
     import tokenizers
+
+END = 16
+"""Tokens of a prompt that can have a mark of thoughts and spaces behind it."""
 
 
 @dataclass
@@ -92,6 +98,42 @@ class Model:
         size = self.parts.decoder.cfg.vocab_size
         return llguidance.LLTokenizer(self.tokenizer.to_str(), size, list(self.eos) or None)
 
+    def special(self, text: str) -> list[str | int]:
+        """A text in pieces: what grammars take for special tokens as ids, and what is between."""
+        pieces = self._special.split(text)
+        ids = {piece: self.tokenizer.token_to_id(piece) for piece in pieces[1::2]}
+        return [ids.get(piece, piece) for piece in pieces if piece]
+
+    @functools.cached_property
+    def _special(self) -> re.Pattern:
+        added = self.tokenizer.get_added_tokens_decoder()
+        known = [t.content for i, t in added.items() if self.grammar_tokens.is_special_token(i)]
+        longest = sorted(known, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest)) or '(?!)'})")
+
+    @functools.cached_property
+    def templates(self) -> str:
+        """The texts of its chat templates; empty where there is none."""
+        chat = self.parts.chat
+        return "" if chat is None else "\n".join(t.text for t in chat.templates.values())
+
+    @property
+    def calls(self) -> Format | None:
+        """How it calls tools."""
+        return format_of(self.templates)
+
+    def thinks(self, prompt: Sequence[int]) -> Thinks | None:
+        """How its answer to a prompt can begin with a thought."""
+        if (marks := marks_of(self.templates)) is None:
+            return None
+        end = self.tokenizer.decode(list(prompt[-END:]), skip_special_tokens=False)
+        return thinks(marks, end)
+
+    def hides(self, marks: Marks) -> bool:
+        """Whether a text without special tokens has no marks of thoughts."""
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        return any(token.special for token in added if token.content in marks)
+
     @property
     def sampling(self) -> Mapping[str, float]:
         """What is left unsaid: as generation_config.json has it, else OpenAI's defaults."""
@@ -122,7 +164,7 @@ def start(name: str, parts: Parts, settings: Settings, engine: Engine | None = N
             slots=settings.slots,
             length=length,
             cache_dtype=kept,
-            prefix_bytes=settings.prefix_bytes,
+            prefix_bytes=settings.prefix_mib * 2**20,
             mesh=parts.mesh,
         )
     engine.warm()

@@ -45,7 +45,7 @@ def _is(value: Any, kind: str) -> bool:
         case "number":
             return type(value) is int or (type(value) is float and math.isfinite(value))
         case "string":
-            return isinstance(value, str) and _encodes(value)
+            return isinstance(value, str) and encodes(value)
         case "boolean":
             return isinstance(value, bool)
         case "array":
@@ -55,7 +55,7 @@ def _is(value: Any, kind: str) -> bool:
     raise ValueError(f"a schema says type={kind!r}, which is not checked here")
 
 
-def _encodes(text: str) -> bool:
+def encodes(text: str) -> bool:
     """Whether it is Unicode text: JSON can write half of a surrogate pair."""
     try:
         text.encode()
@@ -100,17 +100,15 @@ def _length(value: Any, schema: Schema, where: str) -> None:
 
 def _properties(value: dict, schema: Schema, where: str) -> None:
     known, dot = schema.get("properties", {}), f"{where}." if where else ""
-    for name in schema.get("required", ()):
-        if value.get(name) is None:
-            raise ApiError(f"{dot}{name} is missing", param=f"{dot}{name}")
     others = schema.get("additionalProperties", True)
     for name, item in value.items():
         path = f"{dot}{name}"
-        if not _encodes(name):
+        if not encodes(name):
             raise ApiError(f"{where or 'the body'} has a key that is not Unicode text", param=where)
+        if item is None:
+            continue
         if name in known:
-            if item is not None:
-                check(item, known[name], path)
+            check(item, known[name], path)
         elif others is False:
             raise ApiError(
                 f"{path[:200]} is not a field of this request",
@@ -119,6 +117,9 @@ def _properties(value: dict, schema: Schema, where: str) -> None:
             )
         elif isinstance(others, Mapping):
             check(item, others, path)
+    for name in schema.get("required", ()):
+        if value.get(name) is None:
+            raise ApiError(f"{dot}{name} is missing", param=f"{dot}{name}")
 
 
 def _wrong(where: str, value: Any, wanted: str) -> ApiError:

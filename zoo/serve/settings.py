@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CHECKS = {
-    "slots": 1, "length": 2, "queue": 0, "prefix_bytes": 0, "body_bytes": 1024, "timeout": 0.001,
+    "slots": 1, "length": 2, "queue": 0, "prefix_mib": 0, "body_mib": 1, "timeout": 0.001,
     "body_timeout": 0.001, "embed_tokens": 0,
 }  # fmt: skip
 """The least of each number."""
@@ -21,23 +21,23 @@ class Settings:
             4096 if that is more.
         cache_dtype: what keys and values are kept as, int8 for one; None is the type of
             the computation.
-        prefix_bytes: of memory for what prompts begin with, so that it is read once.
+        prefix_mib: MiB of memory for what prompts begin with, so that it is read once.
         queue: requests that wait for a slot; one more is answered 429.
-        body_bytes: of a request.
+        body_mib: MiB of a request.
         body_timeout: seconds in which a request must have arrived.
         timeout: seconds that an answer may take, waiting included.
         embed_tokens: of a text to embed; 0 leaves embeddings out. They are compiled at the start.
         keys: API keys, any of which lets a client in; none lets everybody in.
-        hosts: names that a client may call the server by ("*" is any), against pages that make a
-            browser talk to a server of this machine under a name of their own.
+        hosts: names that a client may call the server by ("*" is any; addresses always do), against
+            pages that make a browser talk to a server of this machine under a name of their own.
     """
 
     slots: int = 8
     length: int | None = None
     cache_dtype: str | None = None
-    prefix_bytes: int = 2**28
+    prefix_mib: int = 256
     queue: int = 64
-    body_bytes: int = 8 * 2**20
+    body_mib: int = 8
     body_timeout: float = 30.0
     timeout: float = 600.0
     embed_tokens: int = 512

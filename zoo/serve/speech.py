@@ -8,11 +8,12 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from zoo.inference.completion import Busy, Completion, EngineFailed, Piece
 from zoo.inference.requests import Request
-from zoo.serve import constraint
+from zoo.serve.constraint import Restrict, by_format
 from zoo.serve.errors import ApiError
 from zoo.serve.model import Model
 from zoo.serve.server import Server
@@ -46,7 +47,8 @@ async def plan(model: Model, body: Mapping[str, Any], *args: Any, **options: Any
         body: checked by its schema.
         *args: prompts, as token ids, and how many new tokens each gets at most; None is as many
             as fit.
-        **options: `skip_special` as in `Plan`, and others of `Request`.
+        **options: `skip_special` as in `Plan`; `restrict` makes what holds the answers to a form,
+            by default `response_format`; and others of `Request`.
 
     Raises:
         ApiError: they don't fit the model.
@@ -60,6 +62,7 @@ def _plan(
     prompts: Sequence[list[int]],
     most: int | None,
     *,
+    restrict: Callable[[], Restrict] | None = None,
     skip_special: bool = True,
     **options: Any,
 ) -> Plan:
@@ -67,13 +70,15 @@ def _plan(
     seed = body.get("seed")
     seed = secrets.randbits(32) if seed is None else seed
     shared = {**_options(model, body), **options}
-    restrict = constraint.factory(model, body.get("response_format"))
+    if restrict is None:
+        restrict = partial(by_format, model, body.get("response_format"))
+    constraint = restrict()
     for prompt in prompts:
         limit = _limit(model, prompt, most)
         for i in range(count):
             try:
                 request = Request(
-                    tuple(prompt), limit, seed=(seed + i) % 2**32, constraint=restrict(), **shared
+                    tuple(prompt), limit, seed=(seed + i) % 2**32, constraint=constraint(), **shared
                 )
             except ValueError as e:
                 raise ApiError(str(e)) from e
