@@ -168,9 +168,10 @@ DEEP = '{"a":' * 20_000 + "}"
 NO_CALLS = ("Plain. [1, 2] {x}", "", '{"answer": 1}', "[see](x)", "[f(1)]", "[f(open('x'))]")
 
 
-@pytest.mark.parametrize(
-    "form", FORMATS, ids=["dsml", "deepseek", "kimi", "mistral", "qwen", "llama"]
-)
+KINDS = ["dsml", "deepseek", "kimi", "harmony", "mistral", "qwen", "llama"]
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=KINDS)
 @pytest.mark.parametrize("size", [7, 100_000])
 def test_what_is_no_call_stays_text(form, size):
     begun = form.opens[0]

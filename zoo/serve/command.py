@@ -25,6 +25,8 @@ KEYS = "ZOO_API_KEYS"
 """An environment variable: keys, divided by commas."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MOST_CONNECTIONS = 2048
+BACKLOG = 128
+"""Connections that wait to be accepted."""
 
 
 def named(folder: str | None, models: Sequence[str]) -> dict[str, str]:
@@ -108,6 +110,7 @@ def serve(
         app, log_level="info", timeout_graceful_shutdown=drain, limit_concurrency=MOST_CONNECTIONS,
         h11_max_incomplete_event_size=2**16, server_header=False, ws="none", lifespan="on",
     )  # fmt: skip
+    listening.listen(BACKLOG)  # whoever reads the address may call at once
     print(f"http://{_shown(host)}:{listening.getsockname()[1]}", flush=True)
     runner = _Server(config)
     for number in (signal.SIGTERM, signal.SIGINT):
