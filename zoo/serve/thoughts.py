@@ -27,6 +27,11 @@ class Marks(NamedTuple):
     then: str = ""
     final: str = ""
 
+    @property
+    def shown(self) -> str:
+        """Text in a chat template that tells them: templates may take thoughts out by their end."""
+        return self.open if self.then else self.close
+
 
 MARKS = (
     Marks("<think>", "</think>"),
@@ -47,8 +52,7 @@ class Thinks(NamedTuple):
 
 def marks_of(template: str) -> Marks | None:
     """The marks that a chat template shows; None if it shows none that are known."""
-    shown = (marks for marks in MARKS if marks.open in template or marks.close in template)
-    return next(shown, None)
+    return next((marks for marks in MARKS if marks.shown in template), None)
 
 
 def thinks(marks: Marks | None, prompt: str) -> Thinks | None:
