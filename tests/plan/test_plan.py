@@ -5,10 +5,13 @@ from typing import get_args
 import pytest
 
 import zoo
+from zoo import sharding
 from zoo.cli import main
 from zoo.config import Config
 from zoo.describe import size
-from zoo.plan import CHIPS, Workload, command, hardware, make_plan, parse
+from zoo.plan import CHIPS, Workload, command, estimate, hardware, make_plan, parse
+from zoo.plan.hlo import Collective, Counted
+from zoo.plan.planner import _collectives
 from zoo.plan.search import _ordered, search
 from zoo.plan.workload import Mode, Remat
 from zoo.training.throughput import flops_per_token
@@ -108,6 +111,20 @@ def test_links_between_slices_by_hand():
     )
     with pytest.raises(ValueError, match="over 2 slices: make one of data"):
         plan("llama-3.1-8b", "2xv5p:2x2x1", "tensor=8", "decode", 8, 4096)
+
+
+def test_what_goes_between_slices_is_by_arithmetic():
+    """The compiled text does not size it; what stays within a slice is as compiled."""
+    cfg, work = zoo.config("qwen3-0.6b"), Workload("train", 16, 512)
+    sizes = sharding.mesh_sizes("data=2,fsdp=4")
+    layout = estimate.Layout(cfg, work, sizes, sharding.find_rules(None))
+    inside = Collective("all-gather", ("fsdp",), 4, 3, 5)
+    counted = Counted(collectives=[inside, Collective("all-reduce", ("data",), 2, 1, 1)])
+    found = _collectives(layout, counted, {"data": 2})
+    assert found[0] == inside
+    assert {one.axes for one in found[1:]} == {("data",)}
+    assert sum(one.bytes for one in found[1:]) > 4 * size(cfg).parameters / 8
+    assert _collectives(layout, counted, {}) == tuple(counted.collectives)
 
 
 def test_decoding_is_advised_to_keep_weights_where_they_are():

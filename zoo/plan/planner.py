@@ -201,7 +201,7 @@ def make_plan(
         None if counted is None else counted.flops * topology.devices,
         {} if counted is None else counted.kernels,
         estimate.memory_traffic(layout, (held[0] + held[1]) // cores, held[2] // cores) * cores,
-        tuple(estimate.collectives(layout) if counted is None else counted.collectives),
+        _collectives(layout, counted, across),
     )  # fmt: skip
 
 
@@ -216,6 +216,18 @@ def _compiled(cfg, work, topology, mesh, rules) -> tuple[compiled.Compiled | Non
     if found.counted is None:
         how += ", which gave up for want of memory; collectives by arithmetic"
     return found, how
+
+
+def _collectives(layout, counted, across: dict[str, int]) -> tuple[Collective, ...]:
+    """As compiled; by arithmetic what is not, and what goes from slice to slice.
+
+    For that, the compiler makes transfers between hosts, which do not say how much they move.
+    """
+    guessed = estimate.collectives(layout)
+    if counted is None:
+        return tuple(guessed)
+    inside = [one for one in counted.collectives if not across.keys() & set(one.axes)]
+    return (*inside, *(one for one in guessed if across.keys() & set(one.axes)))
 
 
 def _flops(cfg: Config, work: Workload) -> tuple[float, float]:
