@@ -55,12 +55,13 @@ _FEATURES = Config(
             Layer(
                 Attention(
                     6, 2, 16, Rope(8, wide=True), chunk=7, softcap=20.0, sinks=True, gated=True,
-                    clip=3.0, qk_norm=Norm(offset=1.0, wide=True), norm_heads=True,
+                    gate_act="softplus", gate_heads=True, v_dim=14, v_scale=0.7, clip=3.0,
+                    qk_norm=Norm(offset=1.0, wide=True), norm_heads=True,
                     norm_after_rope=True, temperature=Temperature(0.1, 4.0, 1),
                 ),
                 MoE(
                     8, 2, 28, ClampedSwiGLU(), router_bias=True, bias=True, weigh_input=True,
-                    shared=MLP(20), shared_gate=True,
+                    choose_logits=True, shared=MLP(20), shared_gate=True,
                 ),
                 LayerNorm(), "sandwich",
             ),

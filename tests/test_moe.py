@@ -21,7 +21,7 @@ def by_hand(logits, spec, bias):
         scores /= scores.sum()
     else:
         scores = 1 / (1 + np.exp(-logits))
-    choice, size = scores + bias, spec.experts // spec.groups
+    choice, size = (logits if spec.choose_logits else scores) + bias, spec.experts // spec.groups
     rank = [np.sort(choice[g * size : (g + 1) * size])[-2:].sum() for g in range(spec.groups)]
     allowed = np.argsort(rank)[-spec.top_groups :]
     open_to = [e for e in range(spec.experts) if e // size in allowed]
@@ -37,6 +37,7 @@ def by_hand(logits, spec, bias):
         MoE(8, 3, 28, renormalize=False),
         MoE(8, 1, 28, score="sigmoid"),
         MoE(8, 2, 28, groups=2, top_groups=1),
+        MoE(8, 2, 28, score="sigmoid", select_bias=True, choose_logits=True),
         DEEPSEEK,
     ],
 )

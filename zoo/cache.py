@@ -346,9 +346,9 @@ def _buffers(
 ) -> Held:
     match mixer:
         case Attention():
-            shape = (repeats, batch, mixer.kv_heads, ring or length, mixer.head_dim)
+            shape = (repeats, batch, mixer.kv_heads, ring or length)
             kind = KV if ring is None else Ring
-            return kind(zeros(shape, dtype), zeros(shape, dtype))
+            return kind(*(zeros((*shape, h), dtype) for h in (mixer.head_dim, mixer.value_dim)))
         case MLA():
             width = mixer.kv_rank + mixer.rope_dim
             c = zeros((repeats, batch, length, width), dtype)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from zoo.cache import Recurrent
 from zoo.config import GatedDelta
-from zoo.layers import ACTIVATIONS, Linear, Normalize, precision
+from zoo.layers import ACTIVATIONS, GATES, Linear, Normalize, precision
 
 CHUNK = 64
 """Tokens of a chunk: pairs of tokens within one, the state from one to the next."""
@@ -91,7 +91,7 @@ class GatedDeltaNet(nn.Module):
         out = out.astype(self.dtype)
         out = Normalize((spec.v_dim,), spec.norm, param_dtype=self.param_dtype, name="norm")(out)
         gate = self._linear(x, "gate", (*heads, spec.v_dim), spec.gate_rank).astype(jnp.float32)
-        act = jax.nn.silu if spec.gate_act == "silu" else jax.nn.sigmoid
+        act = GATES[spec.gate_act]
         out = (out * act(gate)).astype(self.dtype)
         shape = ((*heads, spec.v_dim), (self.dim,), ("heads", "groups", "head_dim", "embed"))
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)

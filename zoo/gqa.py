@@ -1,6 +1,7 @@
 """Grouped-query attention (arXiv:2305.13245): the module that owns q, k, v and o.
 
-Axes: B batch, T query positions, S slots, D embedding, N query heads, K kv heads, H head dimension.
+Axes: B batch, T query positions, S slots, D embedding, N query heads, K kv heads, H head dimension
+(of values, where they have another, `spec.value_dim`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from zoo import cache as caches
 from zoo import kernels, window
 from zoo.buffer import loaded
 from zoo.config import Attention
-from zoo.layers import Linear, Normalize
+from zoo.layers import GATES, Linear, Normalize
 from zoo.rope import Turn, rotate, temperature
 
 
@@ -61,7 +62,8 @@ class GroupedQueryAttention(nn.Module):
         new, held = None, cache
         if spec.share_kv is None:
             k = self._placed("k", spec.kv_heads, "kv_heads", x, turn)
-            v = self._clipped(self._projected("v", spec.kv_heads, "kv_heads", x))
+            v = self._clipped(self._projected("v", spec.kv_heads, "kv_heads", x, spec.value_dim))
+            v = v if spec.v_scale == 1.0 else v * spec.v_scale
             new = caches.KV(k.swapaxes(1, 2), v.swapaxes(1, 2))
             cache = _written(held, new, offset, segment_ids)
         options = dict(
@@ -78,10 +80,8 @@ class GroupedQueryAttention(nn.Module):
             sight = dict(offset=offset, segment_ids=ids, slots=slots)
             out = kernels.attend(q, k, v, **sight, **options)
         if spec.gated:
-            axes = ("embed", "heads", "head_dim")
-            gate = Linear((self.dim,), (spec.heads, spec.head_dim), axes, name="gate", **types)(x)
-            out = out * jax.nn.sigmoid(gate)
-        shape = ((spec.heads, spec.head_dim), (self.dim,), ("heads", "head_dim", "embed"))
+            out = out * self._gate(x)
+        shape = ((spec.heads, spec.value_dim), (self.dim,), ("heads", "head_dim", "embed"))
         return Linear(*shape, bias=spec.o_bias, name="o", **types)(out), cache
 
     def _placed(self, name: str, heads: int, axis: str, x: jax.Array, turn: Turn | None):
@@ -96,9 +96,20 @@ class GroupedQueryAttention(nn.Module):
             y = self._normalized(name, heads, axis, y)
         return y
 
-    def _projected(self, name: str, heads: int, axis: str, x: jax.Array) -> jax.Array:
+    def _gate(self, x: jax.Array) -> jax.Array:
+        """What multiplies the output, [B, T, N, H] or one number for a head, [B, T, N, 1]."""
+        spec = self.spec
+        sizes = (spec.heads,) if spec.gate_heads else (spec.heads, spec.value_dim)
+        axes = ("embed", "heads", "head_dim")[: len(sizes) + 1]
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        gate = GATES[spec.gate_act](Linear((self.dim,), sizes, axes, name="gate", **types)(x))
+        return gate[..., None] if spec.gate_heads else gate
+
+    def _projected(
+        self, name: str, heads: int, axis: str, x: jax.Array, size: int | None = None
+    ) -> jax.Array:
         return Linear(
-            (self.dim,), (heads, self.spec.head_dim), ("embed", axis, "head_dim"),
+            (self.dim,), (heads, size or self.spec.head_dim), ("embed", axis, "head_dim"),
             bias=self.spec.qkv_bias, name=name, dtype=self.dtype, param_dtype=self.param_dtype,
         )(x)  # fmt: skip
 

@@ -26,6 +26,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
+GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "sigmoid": jax.nn.sigmoid,
+    # in float32, as `LagunaAttention`
+    "softplus": lambda x: jax.nn.softplus(x.astype(jnp.float32)).astype(x.dtype),
+}
 
 
 def rms_norm(

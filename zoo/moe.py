@@ -57,7 +57,9 @@ def route(logits: jax.Array, spec: MoE, bias: jax.Array | None = None) -> Routin
     else:
         scores = jax.nn.sigmoid(logits)
         prob = scores / (scores.sum(-1, keepdims=True) + 1e-20)
-    choice = scores if bias is None else scores + jax.lax.stop_gradient(bias.astype(jnp.float32))
+    choice = logits if spec.choose_logits else scores
+    if bias is not None:
+        choice = choice + jax.lax.stop_gradient(bias.astype(jnp.float32))
     if spec.groups > 1:
         choice = _only_top_groups(choice, spec)
     _, experts = jax.lax.top_k(choice, spec.top_k)

@@ -1,6 +1,7 @@
 """Keys as released files have them, where they are unlike what transformers writes now."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -82,6 +83,18 @@ PHI_4_MINI = json.loads("""{
   "original_max_position_embeddings": 4096, "pad_token_id": 199999, "partial_rotary_factor": 0.75,
   "resid_pdrop": 0.0, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 262144,
   "tie_word_embeddings": true, "vocab_size": 200064}""")
+QWEN_25_VL_7B = json.loads("""{
+  "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0,
+  "bos_token_id": 151643, "eos_token_id": 151645, "hidden_act": "silu", "hidden_size": 3584,
+  "image_token_id": 151655, "initializer_range": 0.02, "intermediate_size": 18944,
+  "max_position_embeddings": 128000, "max_window_layers": 28, "model_type": "qwen2_5_vl",
+  "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4,
+  "rms_norm_eps": 1e-06, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+  "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": false,
+  "torch_dtype": "bfloat16", "use_cache": true, "use_sliding_window": false,
+  "video_token_id": 151656, "vision_config": {"depth": 32, "model_type": "qwen2_5_vl"},
+  "vision_end_token_id": 151653, "vision_start_token_id": 151652, "vision_token_id": 151654,
+  "vocab_size": 152064}""")
 _SCALING = models.config("phi-4-mini").layers[0].mixer.rope.scaling
 PHI_4_MINI["rope_scaling"] = {
     "type": "longrope", "short_factor": list(_SCALING.short), "long_factor": list(_SCALING.long)
@@ -119,6 +132,40 @@ def test_released_configs_are_the_presets(name):
 def test_longrope_without_factors_has_that_of_both_lengths():
     """sqrt(1 + ln 32 / ln 4096) = 1.1902 (arXiv:2402.13753)."""
     assert _SCALING.short_factor == _SCALING.long_factor == pytest.approx(1.1902, abs=1e-4)
+
+
+def test_text_beside_vision_is_read_as_if_it_were_apart():
+    """Qwen2.5-VL's text part is Qwen2.5 but for its length, whichever way it is written."""
+    found = models.config_from_hf(QWEN_25_VL_7B)
+    assert found == replace(models.config("qwen2.5-7b"), max_length=128000)
+    outer = ("architectures", "image_token_id", "model_type", "video_token_id", "vision_config")
+    text = {key: value for key, value in QWEN_25_VL_7B.items() if key not in outer}
+    text = {key: value for key, value in text.items() if not key.startswith("vision_")}
+    apart = {key: QWEN_25_VL_7B[key] for key in outer} | {"text_config": text}
+    assert models.config_from_hf(apart) == found
+
+
+def test_released_keys_of_mimo_say_what_the_class_takes_for_granted():
+    hf = models.config_to_hf(models.config("mimo-v2-flash"))
+    pattern = [int(kind == "sliding_attention") for kind in hf.pop("layer_types")]
+    sparse = [int(kind == "sparse") for kind in hf.pop("mlp_layer_types")]
+    released = {
+        "sliding_window": 128, "sliding_window_size": 128, "hybrid_layer_pattern": pattern,
+        "moe_layer_freq": sparse, "routed_scaling_factor": None, "swa_num_key_value_heads": 8,
+    }  # fmt: skip
+    hf |= released
+    del hf["rope_parameters"]
+    assert models.config_from_hf(hf) == models.config("mimo-v2-flash")
+    with pytest.raises(ValueError, match="swa_num_key_value_heads=4"):
+        models.config_from_hf({**hf, "swa_num_key_value_heads": 4})
+
+
+def test_laguna_gates_heads_or_their_elements():
+    hf = {"model_type": "laguna", "gating": "per-element"}
+    cfg = models.config_from_hf(hf)
+    assert not cfg.layers[0].mixer.gate_heads
+    assert models.config_to_hf(cfg)["gating"] == "per-element"
+    assert models.config_from_hf({**hf, "gating": True}).layers[0].mixer.gate_heads
 
 
 @pytest.mark.parametrize("name", ["su", "yarn"])
@@ -173,6 +220,13 @@ _GEMMA_3 = {"model_type": "gemma3_text"}
                 }
             },
             "original_max_position_embeddings=4096",
+        ),
+        (QWEN_25_VL_7B, {"head_dim": 64, "audio_config": {}}, "audio_config={}"),
+        ({"model_type": "laguna"}, {"gating": False}, "gating=False.*known are true"),
+        (
+            {"model_type": "laguna"},
+            {"num_attention_heads_per_layer": [48]},
+            "it needs a number for each of 40 layers",
         ),
         (PHI_MOE, {"original_max_position_embeddings": 32}, "rope_scaling says 16"),
         (PHI_MOE, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "only longrope"),

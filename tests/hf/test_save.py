@@ -188,6 +188,23 @@ def test_a_changed_config_is_merged(tmp_path):
     assert "rope_parameters" not in json.loads((tmp_path / "b" / "config.json").read_text())
 
 
+def test_a_text_part_beside_others_is_saved_where_it_was(tmp_path):
+    """Released Qwen2.5-VL folders have the text part's keys at the top, and names without more."""
+    folder = Path(shutil.copytree(FOLDER / "qwen2", tmp_path / "model"))
+    rewrite(folder, lambda t: t.update({"visual.merger.w": np.ones((2, 3), ml_dtypes.bfloat16)}))
+    kind = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
+    edit(folder, **kind, vision_config={"depth": 1}, image_token_id=95)
+    ckpt = load(folder)
+    assert ckpt.config == load(FOLDER / "qwen2").config
+    save_hf(tmp_path / "a", ckpt.config, ckpt.params, source=ckpt.source)
+    assert contents(tmp_path / "a") == contents(folder)
+    longer = dataclasses.replace(ckpt.config, max_length=4096)
+    save_hf(tmp_path / "b", longer, ckpt.params, source=ckpt.source)
+    before = json.loads(ckpt.source.config_bytes)
+    after = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert after == {**before, "max_position_embeddings": 4096}
+
+
 def test_fewer_layers_than_the_source(tmp_path):
     ckpt = load(FOLDER / "qwen3_window")
     stacks = ckpt.config.stacks[:1]

@@ -113,7 +113,7 @@ class Stack:
         found = self.layers[source].mixer
         if not isinstance(found, Attention) or found.share_kv is not None:
             raise ValueError(f"{field} must lead to attention with keys and values of its own")
-        for name in ("kv_heads", "head_dim", "rope"):
+        for name in ("kv_heads", "head_dim", "value_dim", "rope"):
             ours, theirs = getattr(mixer, name), getattr(found, name)
             if ours != theirs:
                 raise ValueError(

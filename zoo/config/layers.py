@@ -11,7 +11,7 @@ from zoo.config.positions import Rope, Temperature
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Score = Literal["softmax", "sigmoid", "sparsemixer"]
 GroupScore = Literal["top2", "max"]
-GateActivation = Literal["silu", "sigmoid"]
+GateActivation = Literal["silu", "sigmoid", "softplus"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ class Attention:
         softcap: c * tanh(scores / c) bounds the scores (Gemma 2).
         sinks: a learnt score per head that takes part in the softmax and has no value (gpt-oss).
         temperature: a factor on the queries that depends on the position.
-        gated: a second projection of x, whose sigmoid multiplies the output (Qwen3-Next).
+        gated: a second projection of x, which multiplies the output through `gate_act`
+            (Qwen3-Next); with `gate_heads`, each head as a whole (Laguna).
+        v_dim: elements of a value where they are fewer than a key's, None for head_dim; `v_scale`
+            multiplies values (MiMo-V2).
         share_kv: takes the keys and values of the layer so many places before it in its stack's
             pattern, and has none of its own, nor a cache (cross-layer attention, arXiv:2405.12981).
     """
@@ -77,11 +80,16 @@ class Attention:
     sinks: bool = False
     temperature: Temperature | None = None
     gated: bool = False
+    gate_act: GateActivation = "sigmoid"
+    gate_heads: bool = False
+    v_dim: int | None = None
+    v_scale: float = 1.0
     share_kv: int | None = None
 
     def __post_init__(self):
         positive(self, "heads", "kv_heads", "head_dim", "window", "chunk", "share_kv")
-        positive(self, "clip", "scale", "softcap")
+        positive(self, "clip", "scale", "softcap", "v_dim", "v_scale")
+        one_of(self, "gate_act", get_args(GateActivation))
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"Attention.kv_heads={self.kv_heads} must divide heads={self.heads}: every kv head "
@@ -95,6 +103,11 @@ class Attention:
             raise ValueError(
                 f"Attention.window={self.window} and chunk={self.chunk}: choose one of them"
             )
+
+    @property
+    def value_dim(self) -> int:
+        """Elements of a value."""
+        return self.head_dim if self.v_dim is None else self.v_dim
 
 
 @dataclass(frozen=True)
@@ -241,6 +254,7 @@ class MoE:
         renormalize: divides the chosen weights by their sum; `scale` multiplies them then.
         select_bias: adds a bias, learnt by rule, to the choice only and not to the weights
             (DeepSeek-V3, arXiv:2412.19437 section 2.1.2).
+        choose_logits: ranks experts by logits, bias included, instead of scores (Kolibri 1).
         groups: of experts, of which the best `top_groups` are chosen from. A group's score is the
             sum of its two best experts, or its best (`group_score`).
         fp32_router: keeps the router's product in float32, `fp32_weights` the weights.
@@ -258,6 +272,7 @@ class MoE:
     renormalize: bool = True
     scale: float = 1.0
     select_bias: bool = False
+    choose_logits: bool = False
     groups: int = 1
     top_groups: int = 1
     group_score: GroupScore = "top2"

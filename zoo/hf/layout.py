@@ -84,14 +84,15 @@ def _norm(norm: Norm | LayerNorm, prefix: str, *sizes: int) -> dict[str, Shape]:
 def _attention(a: Attention, d: int) -> dict[str, Shape]:
     n, k, h = a.heads, a.kv_heads, a.head_dim
     own = {"q": n} if a.share_kv else {"q": n, "k": k, "v": k}
-    found = {f"attn/{name}/w": (d, heads, h) for name, heads in own.items()}
-    found["attn/o/w"] = (n, h, d)
+    each = {name: (heads, a.value_dim if name == "v" else h) for name, heads in own.items()}
+    found = {f"attn/{name}/w": (d, *sizes) for name, sizes in each.items()}
+    found["attn/o/w"] = (n, a.value_dim, d)
     if a.qkv_bias:
-        found |= {f"attn/{name}/b": (heads, h) for name, heads in own.items()}
+        found |= {f"attn/{name}/b": sizes for name, sizes in each.items()}
     if a.o_bias:
         found["attn/o/b"] = (d,)
     if a.gated:
-        found["attn/gate/w"] = (d, n, h)
+        found["attn/gate/w"] = (d, n) if a.gate_heads else (d, n, a.value_dim)
     if a.sinks:
         found["attn/sinks"] = (n,)
     if a.qk_norm is not None:

@@ -59,6 +59,8 @@ def _merged(config: Config, source: Source, tokens: Mapping, dtype: Any) -> byte
     old, new = _written(source.config, config), config_to_hf(config)
     changed = {key: value for key, value in new.items() if old.get(key) != value}
     whole = wrapper(source.config)
+    if whole is not None and whole.text not in source.config:
+        whole = None  # its text part's keys stand at the top
     hf = dict(source.config if whole is None else source.config[whole.text])
     if any(key in changed for key in ROPE_KEYS):
         for key in ROPE_KEYS:

@@ -36,9 +36,12 @@ from zoo.models import (
     hy_v3,
     hyperclovax,
     kimi_linear,
+    kolibri1,
+    laguna,
     llama,
     llama4,
     mellum,
+    mimo_v2_flash,
     minimax_m2,
     ministral3,
     mistral,
@@ -50,6 +53,7 @@ from zoo.models import (
     phi3,
     phimoe,
     qwen2,
+    qwen2_5_vl,
     qwen2_moe,
     qwen3,
     qwen3_5,
@@ -87,9 +91,12 @@ FAMILIES: tuple[Family, ...] = (
     hy_v3.FAMILY,
     hyperclovax.FAMILY,
     kimi_linear.FAMILY,
+    kolibri1.FAMILY,
+    laguna.FAMILY,
     llama.FAMILY,
     llama4.FAMILY,
     mellum.FAMILY,
+    mimo_v2_flash.FAMILY,
     minimax_m2.FAMILY,
     ministral3.FAMILY,
     mistral.FAMILY,
@@ -102,6 +109,7 @@ FAMILIES: tuple[Family, ...] = (
     phi3.FAMILY,
     phimoe.FAMILY,
     qwen2.FAMILY,
+    qwen2_5_vl.FAMILY,
     qwen2_moe.FAMILY,
     qwen3.FAMILY,
     qwen3_5.FAMILY,
@@ -120,6 +128,7 @@ WRAPPERS: tuple[Wrapper, ...] = (
     gemma3.WRAPPER,
     llama4.WRAPPER,
     ministral3.WRAPPER,
+    qwen2_5_vl.WRAPPER,
     qwen3_5.WRAPPER,
     qwen3_5.MOE_WRAPPER,
 )
@@ -207,6 +216,9 @@ def _text_part(hf: Mapping, whole: Wrapper) -> dict:
     Raises:
         ValueError: the whole has no text part, one of another family, or a key that is not known.
     """
+    if whole.flat and whole.text not in hf:
+        text = {key: value for key, value in hf.items() if key not in whole.keys}
+        return text | {"model_type": whole.families[0]}
     text = hf.get(whole.text)
     if not isinstance(text, Mapping):
         raise ValueError(f"{whole.model_type} config: {whole.text}={text!r} must be an object")

@@ -64,6 +64,7 @@ class Wrapper:
         extras: patterns of tensors of the other parts.
         keys: keys of the whole's config beside the text part's, which do not change the text.
         text: the key of the text part's config.
+        flat: whether the text part's keys may stand beside the others' instead.
         inherited: keys of the whole's config that the text part's takes over.
         other_architectures: what the class is called in files that come with code of their own.
     """
@@ -75,6 +76,7 @@ class Wrapper:
     extras: tuple[str, ...]
     keys: frozenset[str] = frozenset()
     text: str = "text_config"
+    flat: bool = False
     inherited: tuple[str, ...] = ("tie_word_embeddings",)
     other_architectures: tuple[str, ...] = ()
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
+from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, activation_name, read_rope, write_rope
 from zoo.hf.table import Flat, Linear, Row, Same, Split
 
@@ -171,6 +171,26 @@ def attention(keys: Keys, o_bias: bool = False, **fields) -> Attention:
     )
 
 
+def experts(
+    keys: Keys,
+    count: str = "num_experts",
+    hidden: str = "moe_intermediate_size",
+    other: str = "num_local_experts",
+    **fields,
+) -> MoE:
+    """A mixture of experts; `count` (or `other`) and `hidden` are the family's keys of its sizes.
+
+    `fields` are those of `MoE` that the family decides.
+    """
+    return MoE(
+        experts=keys.integer(keys.alias(count, other)),
+        top_k=keys.integer("num_experts_per_tok"),
+        hidden=keys.integer(hidden),
+        act=keys.activation(),
+        **fields,
+    )
+
+
 def layer_windows(keys: Keys, default: Sequence[str], on: bool = True) -> list[int | None]:
     """Each layer's window: sliding_window for layers of sliding_attention, None for others.
 
@@ -259,6 +279,27 @@ def write_ropes(cfg: Config, local_theta: str) -> dict:
     return keys | ({local_theta: found[False].theta} if False in found else {})
 
 
+def ropes_by_kind(keys: Keys) -> dict[str, Rope]:
+    """The rotation, perhaps of a part of the head, of each kind of layer in rope_parameters."""
+    return {
+        kind: read_rope(keys, head_dim(keys), layer_type=kind, partial=True)
+        for kind in keys["rope_parameters"]
+    }
+
+
+def write_ropes_by_kind(cfg: Config, default: Mapping[str, Mapping]) -> dict:
+    """The config key of `ropes_by_kind`; a kind that no layer has gets the default."""
+    found = dict(default)
+    for a in (layer.mixer for layer in cfg.layers):
+        old = write_rope(a.rope)
+        found["full_attention" if a.window is None else "sliding_attention"] = {
+            "rope_theta": old["rope_theta"],
+            "partial_rotary_factor": a.rope.dim / a.head_dim,
+            **(old["rope_scaling"] or {"rope_type": "default"}),
+        }
+    return {"rope_parameters": found}
+
+
 def uniform(keys: Keys, mixer: Attention, ffn: MLP, norm: Norm) -> Config:
     """A decoder of equal layers, from the keys that all families share; closes `keys`."""
     layers = (Layer(mixer, ffn, norm),) * keys.integer("num_hidden_layers")
@@ -289,6 +330,25 @@ def heads(a: Attention, bias: str | None = "attention_bias") -> dict:
         **({} if bias is None else {bias: a.qkv_bias}),
         **({} if a.rope is None else write_rope(a.rope)),
     }
+
+
+def write_experts(
+    moe: MoE, count: str = "num_experts", hidden: str = "moe_intermediate_size"
+) -> dict:
+    """The config keys of `experts`."""
+    return {
+        count: moe.experts,
+        "num_experts_per_tok": moe.top_k,
+        hidden: moe.hidden,
+        "hidden_act": activation_name(moe.act),
+    }
+
+
+def ffns(cfg: Config) -> tuple[MoE, MLP]:
+    """The mixture of the layers that have one, and the MLP of the others, if any of its size."""
+    moe = next(la.ffn for la in cfg.layers if isinstance(la.ffn, MoE))
+    dense = (la.ffn for la in cfg.layers if isinstance(la.ffn, MLP))
+    return moe, next(dense, MLP(moe.hidden))
 
 
 def write_first_rope(cfg: Config) -> dict:

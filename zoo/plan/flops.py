@@ -97,7 +97,7 @@ def _attention(mixer: Attention | MLA | GatedDelta, tokens: int, past: int) -> f
             return scored + 2.0 * pairs * mixer.heads * width
         case Attention():
             pairs = visible(tokens, past, mixer.window, mixer.chunk)
-            return 4.0 * pairs * mixer.heads * mixer.head_dim
+            return 2.0 * pairs * mixer.heads * (mixer.head_dim + mixer.value_dim)
 
 
 def visible(tokens: int, past: int, window: int | None = None, chunk: int | None = None) -> int:

@@ -99,4 +99,4 @@ def _products(mixer: Attention | MLA | GatedDelta, length: int) -> int:
             return length * mixer.heads * (mixer.nope_dim + mixer.rope_dim + mixer.v_dim)
         case Attention():
             window = length if mixer.window is None else min(mixer.window, length)
-            return window * mixer.heads * mixer.head_dim * 2
+            return window * mixer.heads * (mixer.head_dim + mixer.value_dim)

@@ -1,0 +1,192 @@
+"""MiMo-V2-Flash (Xiaomi, 2026; arXiv:2601.02780): 309B-A15B.
+
+Differs from GLM-4.5: five layers of six see a window, have twice the key and value heads and a sink
+per head, and rotate by another theta; values have fewer elements than keys and are multiplied by a
+constant; mixtures have no shared expert. Layers of multi-token prediction are carried along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
+from zoo.hf.keys import Keys
+from zoo.hf.table import Row, Same
+from zoo.models import latent, parts
+from zoo.models.family import INV_FREQ, Family
+from zoo.models.parts import IN_ATTENTION
+
+ROPES = {
+    kind: {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.334}
+    for kind, theta in (("full_attention", 5_000_000.0), ("sliding_attention", 10_000.0))
+}
+DEFAULTS = {
+    "vocab_size": 152576,
+    "hidden_size": 4096,
+    "intermediate_size": 16384,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 4,
+    "head_dim": 192,
+    "v_head_dim": 128,
+    "attention_value_scale": 0.707,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": ROPES,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "sliding_window": 129,
+    "sliding_window_size": None,
+    "layer_types": None,
+    "mlp_layer_types": None,
+    "moe_intermediate_size": 2048,
+    "num_experts_per_tok": 8,
+    "n_routed_experts": 256,
+    "routed_scaling_factor": 1.0,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    # In released files, which say in other words what the class takes for granted.
+    "add_full_attention_sink_bias": False,
+    "add_swa_attention_sink_bias": True,
+    "hybrid_block_size": None,
+    "layernorm_epsilon": 1e-5,
+    "n_shared_experts": None,
+    "partial_rotary_factor": 0.334,
+    "rope_theta": 5_000_000.0,
+    "scoring_func": "sigmoid",
+    "swa_rope_theta": 10_000.0,
+    "topk_method": "noaux_tc",
+}
+UNUSED = frozenset({"attention_chunk_size"})
+SINKS = (
+    Row(IN_ATTENTION + "attention_sink_bias", "attn/sinks", Same()),
+    Row(IN_ATTENTION + "sinks", "attn/sinks", Same()),  # as in memory
+)
+
+
+def from_hf(hf: Mapping) -> Config:
+    """Reads a config of model_type mimo_v2_flash."""
+    if hf.get("sliding_window_size") is not None:  # the tokens before a query, without itself
+        hf = {**hf, "sliding_window": hf["sliding_window_size"] + 1}
+    keys = Keys(hf, DEFAULTS, UNUSED | {"sliding_window_size"})
+    norm, act, scale = (
+        Norm(float(keys["rms_norm_eps"])),
+        keys.activation(),
+        keys["routed_scaling_factor"],
+    )
+    dense = MLP(keys.integer("intermediate_size"), act)
+    moe = parts.experts(
+        keys, "n_routed_experts", scale=1.0 if scale is None else float(scale),
+        **latent.NOAUX, **latent.groups(keys),
+    )  # fmt: skip
+    full, local = _mixers(keys)
+    windows, sparse = parts.layer_windows(keys, _kinds(keys)), parts.sparse_layers(keys, 1)
+    _check_released(keys, windows, sparse)
+    layers = tuple(
+        Layer(replace(local, window=window) if window else full, moe if routed else dense, norm)
+        for window, routed in zip(windows, sparse, strict=True)
+    )
+    cfg = parts.decoder(keys, layers, norm)
+    keys.close()
+    return cfg
+
+
+def _mixers(keys: Keys) -> tuple[Attention, Attention]:
+    """Of layers that see all and of those with a window."""
+    ropes, size, scale = (
+        parts.ropes_by_kind(keys),
+        keys.integer("v_head_dim"),
+        keys["attention_value_scale"],
+    )
+    full = parts.attention(
+        keys,
+        rope=ropes["full_attention"],
+        v_dim=size,
+        v_scale=1.0 if scale is None else float(scale),
+    )
+    rope = ropes["sliding_attention"]
+    return full, replace(full, rope=rope, kv_heads=2 * full.kv_heads, sinks=True)
+
+
+def _kinds(keys: Keys) -> list[str]:
+    """The first layer sees all, and every sixth."""
+    return ["full_attention", *parts.every(6, keys)[1:]]
+
+
+def _check_released(keys: Keys, windows: list[int | None], sparse: list[bool]) -> None:
+    """Raises ValueError where keys of released files differ from what the class derives."""
+    derived = {
+        "hybrid_layer_pattern": [int(window is not None) for window in windows],
+        "moe_layer_freq": [int(routed) for routed in sparse],
+        "swa_num_attention_heads": keys["num_attention_heads"],
+        "swa_num_key_value_heads": 2 * keys["num_key_value_heads"],
+        "swa_head_dim": keys["head_dim"],
+        "swa_v_head_dim": keys["v_head_dim"],
+    }
+    for key, value in derived.items():
+        if keys.get(key) not in (None, value):
+            raise keys.error(key, f"only {value} is implemented beside the other keys")
+
+
+def to_hf(cfg: Config) -> dict:
+    """The config keys of model_type mimo_v2_flash."""
+    a, (moe, dense) = cfg.layers[0].mixer, parts.ffns(cfg)
+    return {
+        **parts.common(cfg),
+        "num_attention_heads": a.heads,
+        "num_key_value_heads": a.kv_heads if a.window is None else a.kv_heads // 2,
+        "head_dim": a.head_dim,
+        "v_head_dim": a.value_dim,
+        "attention_value_scale": a.v_scale,
+        "attention_bias": a.qkv_bias,
+        **parts.write_ropes_by_kind(cfg, ROPES),
+        **parts.windows(cfg),
+        "intermediate_size": dense.hidden,
+        "mlp_layer_types": parts.mlp_layer_types(cfg)["mlp_layer_types"],
+        **parts.write_experts(moe, "n_routed_experts"),
+        "routed_scaling_factor": moe.scale,
+        "n_group": moe.groups,
+        "topk_group": moe.top_groups,
+        "norm_topk_prob": moe.renormalize,
+    }
+
+
+def _flash() -> Config:
+    norm = Norm(1e-5)
+    full = Attention(64, 4, 192, Rope(64, 5e6), v_dim=128, v_scale=0.707)
+    local = replace(full, kv_heads=8, rope=Rope(64, 1e4), window=129, sinks=True)
+    layers = tuple(
+        Layer(
+            local if i % 6 != 5 and i else full,
+            MoE(256, 8, 2048, **latent.NOAUX) if i else MLP(16384),
+            norm,
+        )
+        for i in range(48)
+    )
+    return Config(
+        152576, 4096, stack_layers(layers), norm, max_length=262144, family="mimo_v2_flash"
+    )
+
+
+FAMILY = Family(
+    model_type="mimo_v2_flash",
+    architecture="MiMoV2FlashForCausalLM",
+    table=(
+        *parts.TOP,
+        *parts.NORMS,
+        *parts.ATTENTION,
+        *SINKS,
+        *parts.FFN,
+        *parts.EXPERTS,
+        latent.BIAS,
+    ),
+    from_hf=from_hf,
+    to_hf=to_hf,
+    # the defaults of the config class, which names this checkpoint, and the card's 256k tokens
+    presets={"mimo-v2-flash": _flash()},
+    extras=(INV_FREQ, r"model\.mtp\..*"),
+)
