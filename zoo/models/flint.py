@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zoo.config import MLP, Config, Layer, MoE, Norm
-from zoo.hf.keys import Keys, activation_name, read_rope, write_rope
+from zoo.config import MLP, Config, Layer, Norm
+from zoo.hf.keys import Keys, read_rope, write_rope
 from zoo.hf.table import Row, Same
 from zoo.models import parts
 from zoo.models.family import Family
@@ -52,11 +52,8 @@ def from_hf(hf: Mapping) -> Config:
     norm, act = Norm(float(keys["rms_norm_eps"]), wide=True), keys.activation()
     rope, bias = read_rope(keys, head_dim(keys)), keys["attention_bias"]
     dense = MLP(keys.integer("intermediate_size"), act)
-    moe = MoE(
-        experts=keys.integer(keys.alias("num_experts", "num_local_experts")),
-        top_k=keys.integer("num_experts_per_tok"),
-        hidden=keys.integer("moe_intermediate_size"),
-        act=act,
+    moe = parts.experts(
+        keys,
         score="sigmoid",
         renormalize=bool(keys["norm_topk_prob"]),
         fp32_router=True,
@@ -71,18 +68,17 @@ def from_hf(hf: Mapping) -> Config:
             moe if sparse else dense,
             norm,
         )
-        for window, sparse in zip(layer_windows(keys, _kinds(keys)), _sparse(keys), strict=True)
+        for window, sparse in zip(
+            layer_windows(keys, _kinds(keys)), parts.stepped_layers(keys, (0, 1)), strict=True
+        )
     )
-    cfg = decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return decoder(keys, layers, norm)
 
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type flint."""
     a = next(la.mixer for la in cfg.layers if la.mixer.rope is not None)
-    moe = next(la.ffn for la in cfg.layers if isinstance(la.ffn, MoE))
-    dense = [i for i, la in enumerate(cfg.layers) if isinstance(la.ffn, MLP)]
+    moe, dense = parts.ffns(cfg)
     return {
         **common(cfg),
         "num_attention_heads": a.heads,
@@ -91,13 +87,9 @@ def to_hf(cfg: Config) -> dict:
         "attention_bias": a.qkv_bias,
         **write_rope(a.rope),
         **windows(cfg),
-        "intermediate_size": cfg.layers[dense[0]].ffn.hidden if dense else moe.hidden,
-        "hidden_act": activation_name(moe.act),
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": dense,
-        "num_experts": moe.experts,
-        "num_experts_per_tok": moe.top_k,
-        "moe_intermediate_size": moe.hidden,
+        "intermediate_size": dense.hidden,
+        **parts.write_stepped_layers(cfg),
+        **parts.write_experts(moe),
         "shared_expert_intermediate_size": moe.shared.hidden,
         "norm_topk_prob": moe.renormalize,
     }
@@ -108,14 +100,6 @@ def _kinds(keys: Keys) -> list[str]:
     layers = keys.integer("num_hidden_layers")
     full = {0, layers - 1, *range(1, layers, 4)}
     return ["full_attention" if i in full else "sliding_attention" for i in range(layers)]
-
-
-def _sparse(keys: Keys) -> list[bool]:
-    """Which layers are mixtures."""
-    step, only = keys.integer("decoder_sparse_step"), keys["mlp_only_layers"]
-    only = (0, 1) if only is None else only
-    layers = range(keys.integer("num_hidden_layers"))
-    return [i not in only and (i + 1) % step == 0 for i in layers]
 
 
 FAMILY = Family(

@@ -40,9 +40,7 @@ def from_hf(hf: Mapping) -> Config:
     mixer = attention(keys, o_bias=keys["attention_bias"])
     layer = Layer(mixer, MLP(keys.integer("intermediate_size"), _activation(keys)), norm)
     layers = (layer,) * keys.integer("num_hidden_layers")
-    cfg = decoder(keys, layers, norm, embed_scale=keys["hidden_size"] ** 0.5)
-    keys.close()
-    return cfg
+    return decoder(keys, layers, norm, embed_scale=keys["hidden_size"] ** 0.5)
 
 
 def to_hf(cfg: Config) -> dict:

@@ -7,9 +7,9 @@ of `query_pre_attn_scalar` instead of that of the head's size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from zoo.config import MLP, Attention, Config, Layer, Rope, stack_layers
+from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, activation_name
 from zoo.models import parts
 from zoo.models.family import Family
@@ -45,31 +45,33 @@ def from_hf(hf: Mapping) -> Config:
     keys = Keys(hf, DEFAULTS, UNUSED)
     check_causal(keys)
     norm, softcap = gemma_norm(keys["rms_norm_eps"]), keys["attn_logit_softcapping"]
-    ffn = MLP(keys.integer("intermediate_size"), keys.activation("hidden_activation"))
-    scale = keys["query_pre_attn_scalar"] ** -0.5
     mixers = (
-        attention(keys, o_bias=keys["attention_bias"], window=window, scale=scale, softcap=softcap)
-        for window in layer_windows(keys, default=every(2, keys))
+        mixer(keys, window, softcap=softcap) for window in layer_windows(keys, every(2, keys))
     )
-    layers = tuple(Layer(mixer, ffn, norm, "sandwich") for mixer in mixers)
-    cfg = decoder(
-        keys, layers, norm,
+    return sandwiched(keys, mixers, norm)
+
+
+def mixer(keys: Keys, window: int | None, **fields) -> Attention:
+    """Attention of Gemma 2 and 3."""
+    scale = keys["query_pre_attn_scalar"] ** -0.5
+    return attention(keys, keys["attention_bias"], window=window, scale=scale, **fields)
+
+
+def sandwiched(keys: Keys, mixers: Iterable[Attention], norm: Norm) -> Config:
+    """The decoder of Gemma 2 and 3 with these mixers."""
+    ffn = MLP(keys.integer("intermediate_size"), keys.activation("hidden_activation"))
+    return decoder(
+        keys, tuple(Layer(mixer, ffn, norm, "sandwich") for mixer in mixers), norm,
         embed_scale=keys["hidden_size"] ** 0.5, logit_softcap=keys["final_logit_softcapping"],
     )  # fmt: skip
-    keys.close()
-    return cfg
 
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type gemma2."""
-    return {**parts.heads(cfg.layers[0].mixer), **shared(cfg)}
-
-
-def shared(cfg: Config) -> dict:
-    """The config keys of Gemma 2 and 3 but for the rotation."""
     mixer, ffn = cfg.layers[0].mixer, cfg.layers[0].ffn
     return {
         **parts.common(cfg),
+        **parts.heads(mixer),
         **parts.windows(cfg),
         "intermediate_size": ffn.hidden,
         "hidden_activation": activation_name(ffn.act),

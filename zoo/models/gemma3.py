@@ -11,66 +11,41 @@ from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, LinearScaling, Rope, stack_layers
 from zoo.hf.keys import Keys
-from zoo.models import parts
+from zoo.models import gemma2, parts
 from zoo.models.family import Family, Wrapper
 from zoo.models.gemma import check_causal, gemma_norm
-from zoo.models.gemma2 import shared
-from zoo.models.parts import attention, decoder, every, layer_windows, read_ropes, write_ropes
+from zoo.models.parts import every, layer_windows, read_ropes, write_ropes
 
 LOCAL_THETA = "rope_local_base_freq"
 DEFAULTS = {
+    **gemma2.DEFAULTS,
     "vocab_size": 262208,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh",
     "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
     "sliding_window_pattern": 6,
-    "layer_types": None,
     "final_logit_softcapping": None,
     "attn_logit_softcapping": None,
     "use_bidirectional_attention": False,
     "rope_theta": 1e6,
     LOCAL_THETA: 1e4,
 }
-UNUSED = frozenset({"hidden_act", "cache_implementation", "_sliding_window_pattern"})
+UNUSED = gemma2.UNUSED | {"_sliding_window_pattern"}
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type gemma3_text."""
     keys = Keys(hf, DEFAULTS, UNUSED)
     check_causal(keys)
-    norm, scale = gemma_norm(keys["rms_norm_eps"]), keys["query_pre_attn_scalar"] ** -0.5
-    ffn = MLP(keys.integer("intermediate_size"), keys.activation("hidden_activation"))
-    full, local = read_ropes(keys, LOCAL_THETA)
+    norm, (full, local) = gemma_norm(keys["rms_norm_eps"]), read_ropes(keys, LOCAL_THETA)
     mixers = (
-        attention(
-            keys, o_bias=keys["attention_bias"], qk_norm=norm, scale=scale, window=window,
-            rope=full if window is None else local,
-        )
-        for window in layer_windows(keys, default=every(keys["sliding_window_pattern"], keys))
-    )  # fmt: skip
-    layers = tuple(Layer(mixer, ffn, norm, "sandwich") for mixer in mixers)
-    cfg = decoder(
-        keys, layers, norm,
-        embed_scale=keys["hidden_size"] ** 0.5, logit_softcap=keys["final_logit_softcapping"],
-    )  # fmt: skip
-    keys.close()
-    return cfg
+        gemma2.mixer(keys, window, rope=full if window is None else local, qk_norm=norm)
+        for window in layer_windows(keys, every(keys["sliding_window_pattern"], keys))
+    )
+    return gemma2.sandwiched(keys, mixers, norm)
 
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type gemma3_text."""
-    return {**parts.heads(cfg.layers[0].mixer), **shared(cfg), **write_ropes(cfg, LOCAL_THETA)}
+    return {**gemma2.to_hf(cfg), **write_ropes(cfg, LOCAL_THETA)}
 
 
 def _preset(layers, d, n, k, f, window, h=256, qpas=256, large=True) -> Config:

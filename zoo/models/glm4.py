@@ -46,9 +46,7 @@ def from_hf(hf: Mapping) -> Config:
     mixer = attention(keys, rope=read_rope(keys, head_dim(keys), interleaved=True, partial=True))
     ffn = MLP(keys.integer("intermediate_size"), keys.activation())
     layer = Layer(mixer, ffn, norm, "sandwich")
-    cfg = decoder(keys, (layer,) * keys.integer("num_hidden_layers"), norm)
-    keys.close()
-    return cfg
+    return decoder(keys, (layer,) * keys.integer("num_hidden_layers"), norm)
 
 
 def to_hf(cfg: Config) -> dict:

@@ -89,9 +89,7 @@ def from_hf(hf: Mapping) -> Config:
         Layer(replace(mixer, window=window), moe, norm)
         for window in parts.layer_windows(keys, parts.every(2, keys))
     )
-    cfg = decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return decoder(keys, layers, norm)
 
 
 def to_hf(cfg: Config) -> dict:

@@ -15,24 +15,11 @@ from dataclasses import replace
 from zoo.config import MLP, Attention, Config, Layer, Norm, Placement, Rope, stack_layers
 from zoo.hf.keys import Keys, read_rope
 from zoo.hf.table import Row, Same
-from zoo.models import parts
+from zoo.models import llama, parts
 from zoo.models.family import Family
 
 DEFAULTS = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "hidden_act": "silu",
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "mlp_bias": False,
+    **llama.DEFAULTS,
     "embedding_multiplier": 1.0,
     "logits_scaling": 1.0,
     "residual_multiplier": 1.0,
@@ -113,12 +100,10 @@ def multiplied(
     ffn = MLP(keys.integer("intermediate_size"), keys.activation(), bool(keys["mlp_bias"]))
     added = float(keys["residual_multiplier"])
     layers = tuple(Layer(mixer, ffn, norm, placement, residual_scale=added) for mixer in mixers)
-    cfg = parts.decoder(
+    return parts.decoder(
         keys, layers, norm,
         embed_scale=float(keys["embedding_multiplier"]), logit_scale=float(logit_scale),
     )  # fmt: skip
-    keys.close()
-    return cfg
 
 
 def write_multiplied(cfg: Config) -> dict:

@@ -11,25 +11,14 @@ from collections.abc import Mapping
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, read_rope
 from zoo.hf.table import Row, Same
-from zoo.models import parts
+from zoo.models import llama, parts
 from zoo.models.family import Family
 
 DEFAULTS = {
+    **llama.DEFAULTS,
     "vocab_size": 290943,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "hidden_act": "silu",
-    "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
     # Released files have keys of the authors' own code, which the class takes for granted.
-    "mlp_bias": False,
     "norm_type": "rms",
     "position_embedding_xdrope": False,
     "use_cla": False,

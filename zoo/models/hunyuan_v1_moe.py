@@ -59,9 +59,7 @@ def from_hf(hf: Mapping) -> Config:
         )
         for e, k in zip(experts, chosen, strict=True)
     )
-    cfg = parts.decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return parts.decoder(keys, layers, norm)
 
 
 def to_hf(cfg: Config) -> dict:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from zoo.config import MLA, MLP, Config, GatedDelta, Layer, MoE, Norm, stack_layers
 from zoo.hf.keys import Keys, activation_name
 from zoo.hf.table import Depthwise, Flat, Linear, Row, Same, Shaped
-from zoo.models import parts
+from zoo.models import latent, parts
 from zoo.models.family import Family
 from zoo.models.latent import LATENT
 from zoo.models.parts import IN_ATTENTION, IN_LAYER
@@ -62,12 +62,8 @@ UNUSED = frozenset({"head_dim", "qk_head_dim"})  # derived
 
 IN_MOE = IN_LAYER + "block_sparse_moe."
 DELTA = (
-    Row(IN_ATTENTION + "q_proj.weight", "delta/q/w", Linear()),
-    Row(IN_ATTENTION + "k_proj.weight", "delta/k/w", Linear()),
-    Row(IN_ATTENTION + "v_proj.weight", "delta/v/w", Linear()),
-    Row(IN_ATTENTION + "q_conv1d.weight", "delta/q_conv/w", Depthwise()),
-    Row(IN_ATTENTION + "k_conv1d.weight", "delta/k_conv/w", Depthwise()),
-    Row(IN_ATTENTION + "v_conv1d.weight", "delta/v_conv/w", Depthwise()),
+    *(Row(f"{IN_ATTENTION}{x}_proj.weight", f"delta/{x}/w", Linear()) for x in "qkv"),
+    *(Row(f"{IN_ATTENTION}{x}_conv1d.weight", f"delta/{x}_conv/w", Depthwise()) for x in "qkv"),
     Row(IN_ATTENTION + "A_log", "delta/a_log", Shaped((1, 1, None, None))),
     Row(IN_ATTENTION + "dt_bias", "delta/dt_bias", Flat()),
     Row(IN_ATTENTION + "f_a_proj.weight", "delta/decay_down/w", Linear()),
@@ -79,20 +75,11 @@ DELTA = (
     Row(IN_ATTENTION + "o_proj.weight", "delta/o/w", Linear(ins=3)),
 )
 ROUTED = (
-    Row(IN_MOE + "gate.weight", "moe/router/w", Linear()),
+    *parts.numbered_experts(IN_MOE),
     Row(IN_MOE + "gate.e_score_correction_bias", "moe/bias/b", Same()),
-    Row(IN_MOE + "experts.{e}.w1.weight", "moe/gate/w", Linear()),
-    Row(IN_MOE + "experts.{e}.w3.weight", "moe/up/w", Linear()),
-    Row(IN_MOE + "experts.{e}.w2.weight", "moe/down/w", Linear()),
-    Row(IN_MOE + "shared_experts.gate_proj.weight", "moe/shared/gate/w", Linear()),
-    Row(IN_MOE + "shared_experts.up_proj.weight", "moe/shared/up/w", Linear()),
-    Row(IN_MOE + "shared_experts.down_proj.weight", "moe/shared/down/w", Linear()),
+    *parts.shared_expert("shared_experts", IN_MOE),
 )
-DENSE_AMONG_EXPERTS = (  # as transformers saves it
-    Row(IN_MOE + "gate_proj.weight", "mlp/gate/w", Linear()),
-    Row(IN_MOE + "up_proj.weight", "mlp/up/w", Linear()),
-    Row(IN_MOE + "down_proj.weight", "mlp/down/w", Linear()),
-)
+DENSE_AMONG_EXPERTS = parts.gated_mlp(IN_MOE, "mlp")  # as transformers saves it
 
 
 def from_hf(hf: Mapping) -> Config:
@@ -100,29 +87,21 @@ def from_hf(hf: Mapping) -> Config:
     keys = Keys(hf, DEFAULTS, UNUSED)
     norm, act = Norm(float(keys["rms_norm_eps"])), keys.activation()
     sizes = _linear_config(keys)
-    mixers = {LINEAR: _delta(keys, sizes), FULL: _attention(keys)}
-    ffns = {"dense": MLP(keys.integer("intermediate_size"), act), "sparse": _moe(keys)}
-    kinds = zip(_mixer_kinds(keys, sizes), _ffn_kinds(keys), strict=True)
-    layers = tuple(Layer(mixers[mixer], ffns[ffn], norm) for mixer, ffn in kinds)
-    cfg = Config(
-        vocab_size=keys.integer("vocab_size"),
-        embed_dim=keys.integer("hidden_size"),
-        stacks=stack_layers(layers),
-        norm=norm,
-        tie_embeddings=bool(keys["tie_word_embeddings"]),
-        max_length=keys.integer("model_max_length"),
-        family=keys.family,
+    mixers = {LINEAR: _delta(keys, sizes), FULL: latent.attention(keys, None, bias=False)}
+    dense, moe = MLP(keys.integer("intermediate_size"), act), _moe(keys)
+    sparse = parts.sparse_layers(keys, keys.integer("first_k_dense_replace"))
+    layers = tuple(
+        Layer(mixers[kind], moe if routed else dense, norm)
+        for kind, routed in zip(_mixer_kinds(keys, sizes), sparse, strict=True)
     )
-    keys.close()
-    return cfg
+    return parts.decoder(keys, layers, norm, max_length=keys.integer("model_max_length"))
 
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type kimi_linear."""
     delta = next(la.mixer for la in cfg.layers if isinstance(la.mixer, GatedDelta))
     a = next(la.mixer for la in cfg.layers if isinstance(la.mixer, MLA))
-    moe = next(la.ffn for la in cfg.layers if isinstance(la.ffn, MoE))
-    dense = [la.ffn for la in cfg.layers if isinstance(la.ffn, MLP)]
+    moe, dense = parts.ffns(cfg)
     linear = [i + 1 for i, la in enumerate(cfg.layers) if isinstance(la.mixer, GatedDelta)]
     keys = parts.common(cfg)
     return {
@@ -136,20 +115,11 @@ def to_hf(cfg: Config) -> dict:
             "short_conv_kernel_size": delta.conv,
         },
         "mla_use_nope": True,
-        "num_attention_heads": a.heads,
-        "num_key_value_heads": a.heads,
-        "q_lora_rank": a.q_rank,
-        "kv_lora_rank": a.kv_rank,
-        "qk_nope_head_dim": a.nope_dim,
-        "qk_rope_head_dim": a.rope_dim,
-        "v_head_dim": a.v_dim,
-        "attention_bias": False,
+        **latent.attention_keys(a),
         "hidden_act": activation_name(moe.act),
-        "intermediate_size": dense[0].hidden if dense else moe.hidden,
-        "first_k_dense_replace": len(dense),
-        "mlp_layer_types": [
-            "dense" if isinstance(la.ffn, MLP) else "sparse" for la in cfg.layers
-        ],
+        "intermediate_size": dense.hidden,
+        "first_k_dense_replace": sum(isinstance(la.ffn, MLP) for la in cfg.layers),
+        **parts.ffn_types(cfg),
         "moe_intermediate_size": moe.hidden,
         "num_shared_experts": moe.shared.hidden // moe.hidden,
         "num_experts": moe.experts,
@@ -191,22 +161,6 @@ def _delta(keys: Keys, sizes: dict) -> GatedDelta:
     )
 
 
-def _attention(keys: Keys) -> MLA:
-    heads, kv_heads = keys.integer("num_attention_heads"), keys["num_key_value_heads"]
-    if kv_heads not in (None, heads):
-        raise keys.error("num_key_value_heads", f"it must equal num_attention_heads={heads}")
-    return MLA(
-        heads=heads,
-        q_rank=None if keys["q_lora_rank"] is None else keys.integer("q_lora_rank"),
-        kv_rank=keys.integer("kv_lora_rank"),
-        nope_dim=keys.integer("qk_nope_head_dim"),
-        rope_dim=keys.integer("qk_rope_head_dim"),
-        v_dim=keys.integer("v_head_dim"),
-        rope=None,
-        norm=Norm(1e-6),
-    )
-
-
 def _moe(keys: Keys) -> MoE:
     act, hidden = keys.activation(), keys.integer("moe_intermediate_size")
     return MoE(
@@ -214,14 +168,11 @@ def _moe(keys: Keys) -> MoE:
         top_k=keys.integer("num_experts_per_token"),
         hidden=hidden,
         act=act,
-        score="sigmoid",
         renormalize=bool(keys["moe_renormalize"]),
         scale=float(keys["routed_scaling_factor"]),
-        select_bias=True,
         groups=keys.integer("num_expert_group"),
         top_groups=keys.integer("topk_group"),
-        fp32_router=True,
-        fp32_weights=True,
+        **latent.NOAUX,
         shared=MLP(hidden * keys.integer("num_shared_experts"), act),
     )
 
@@ -242,24 +193,12 @@ def _mixer_kinds(keys: Keys, sizes: dict) -> list[str]:
     return list(kinds)
 
 
-def _ffn_kinds(keys: Keys) -> list[str]:
-    """By mlp_layer_types, else dense for the first few."""
-    layers, first = keys.integer("num_hidden_layers"), keys.integer("first_k_dense_replace")
-    kinds = keys["mlp_layer_types"]
-    if kinds is None:
-        return ["dense" if i < first else "sparse" for i in range(layers)]
-    if len(kinds) != layers or not set(kinds) <= {"dense", "sparse"}:
-        raise keys.error("mlp_layer_types", f"it must name dense or sparse for all {layers} layers")
-    return list(kinds)
-
-
 def _preset() -> Config:
     norm, mlp = Norm(1e-5), MLP(9216)
     gates = dict(gate_act="sigmoid", decay_rank=128, gate_rank=128)
     delta = GatedDelta(32, 32, 128, 128, norm=Norm(1e-5, wide=True), **gates)
     full = MLA(32, None, 512, 128, 64, 128, None)
-    router = dict(score="sigmoid", scale=2.446, select_bias=True)
-    moe = MoE(256, 8, 1024, shared=MLP(1024), fp32_router=True, fp32_weights=True, **router)
+    moe = MoE(256, 8, 1024, scale=2.446, shared=MLP(1024), **latent.NOAUX)
     mixers = [full if n % 4 == 0 or n == 27 else delta for n in range(1, 28)]
     layers = tuple(Layer(m, moe if i else mlp, norm) for i, m in enumerate(mixers))
     stacks = stack_layers(layers)

@@ -78,9 +78,7 @@ def from_hf(hf: Mapping) -> Config:
         )
         for window in parts.layer_windows(keys, parts.every(5, keys))
     )  # fmt: skip
-    cfg = parts.decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return parts.decoder(keys, layers, norm)
 
 
 def to_hf(cfg: Config) -> dict:

@@ -98,9 +98,7 @@ def from_hf(hf: Mapping) -> Config:
         Layer(replace(mixers[window], heads=n), moe if sparse else dense, norm)
         for window, n, sparse in zip(windows, heads, parts.sparse_layers(keys, 1), strict=True)
     )
-    cfg = parts.decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return parts.decoder(keys, layers, norm)
 
 
 def to_hf(cfg: Config) -> dict:
@@ -117,7 +115,7 @@ def to_hf(cfg: Config) -> dict:
         **parts.write_ropes_by_kind(cfg, ROPES),
         **parts.windows(cfg),
         "intermediate_size": dense.hidden,
-        "mlp_layer_types": parts.mlp_layer_types(cfg)["mlp_layer_types"],
+        **parts.ffn_types(cfg),
         **parts.write_experts(moe),
         "shared_expert_intermediate_size": moe.shared.hidden,
         "moe_routed_scaling_factor": moe.scale,

@@ -73,8 +73,10 @@ def rotation(keys: Keys) -> Rope:
     return read_rope(keys, keys.integer("qk_rope_head_dim"), bool(keys["rope_interleave"]))
 
 
-def attention(keys: Keys, rope: Rope, **fields) -> MLA:
+def attention(keys: Keys, rope: Rope | None, **fields) -> MLA:
     """Latent attention; the norms of its latents have eps 1e-6 whatever rms_norm_eps is."""
+    if "bias" not in fields:
+        fields["bias"] = bool(keys["attention_bias"])
     heads, kv_heads = keys.integer("num_attention_heads"), keys["num_key_value_heads"]
     if kv_heads not in (None, heads) and "num_key_value_heads" in keys:
         raise keys.error("num_key_value_heads", f"it must equal num_attention_heads={heads}")
@@ -84,19 +86,18 @@ def attention(keys: Keys, rope: Rope, **fields) -> MLA:
         q_rank=None if keys["q_lora_rank"] is None else keys.integer("q_lora_rank"),
         kv_rank=keys.integer("kv_lora_rank"),
         nope_dim=nope_dim,
-        rope_dim=rope.dim,
+        rope_dim=keys.integer("qk_rope_head_dim"),
         v_dim=keys.integer("v_head_dim"),
         rope=rope,
         norm=Norm(1e-6),
-        bias=bool(keys["attention_bias"]),
         scale=softmax_scale(rope, nope_dim),
         **fields,
     )
 
 
-def softmax_scale(rope: Rope, nope_dim: int) -> float | None:
+def softmax_scale(rope: Rope | None, nope_dim: int) -> float | None:
     """The factor on scores, with YaRN's temperature; None where that is the default."""
-    factor = yarn_softmax_factor(rope)
+    factor = 1.0 if rope is None else yarn_softmax_factor(rope)
     return None if factor == 1.0 else (nope_dim + rope.dim) ** -0.5 * factor
 
 
@@ -159,9 +160,7 @@ def model(keys: Keys, mixers: Sequence[MLA], moe: MoE, sparse: Sequence[bool], *
     )
     depths = keys.get(keys.alias("num_nextn_predict_layers", "num_mtp_layers")) or 0
     further = (Layer(mixers[0], moe, norm, **fields),) * depths
-    cfg = parts.decoder(keys, layers, norm, mtp=further)
-    keys.close()
-    return cfg
+    return parts.decoder(keys, layers, norm, mtp=further)
 
 
 def first_dense(keys: Keys) -> list[bool]:
@@ -181,9 +180,7 @@ def attention_keys(a: MLA) -> dict:
         "qk_rope_head_dim": a.rope_dim,
         "v_head_dim": a.v_dim,
         "attention_bias": a.bias,
-        "rope_interleave": a.rope.interleaved,
-        **write_rope(a.rope),
-    }
+    } | ({} if a.rope is None else {"rope_interleave": a.rope.interleaved, **write_rope(a.rope)})
 
 
 def keys_of(cfg: Config) -> dict:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from zoo.config import MLP, Attention, Config, Layer, Llama3Scaling, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, activation_name
 from zoo.models.family import Family
-from zoo.models.parts import ATTENTION, FFN, NORMS, TOP, attention, common, decoder, heads
+from zoo.models.parts import ATTENTION, FFN, NORMS, TOP, attention, common, heads, uniform
 
 DEFAULTS = {
     "vocab_size": 32000,
@@ -29,20 +29,18 @@ DEFAULTS = {
     "attention_bias": False,
     "attention_dropout": 0.0,
     "mlp_bias": False,
-    "rope_interleaved": False,  # SmolLM2 writes it; the class has no such key
-    "is_llama_config": True,
 }
+RELEASED = {"rope_interleaved": False, "is_llama_config": True}
+"""What SmolLM2 writes; the class has no such keys."""
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type llama."""
-    keys = Keys(hf, DEFAULTS)
+    keys = Keys(hf, DEFAULTS | RELEASED)
     norm = Norm(float(keys["rms_norm_eps"]))
     mixer = attention(keys, o_bias=keys["attention_bias"])
     ffn = MLP(keys.integer("intermediate_size"), keys.activation(), keys["mlp_bias"])
-    cfg = decoder(keys, (Layer(mixer, ffn, norm),) * keys.integer("num_hidden_layers"), norm)
-    keys.close()
-    return cfg
+    return uniform(keys, mixer, ffn, norm)
 
 
 def to_hf(cfg: Config) -> dict:

@@ -68,15 +68,11 @@ KINDS = ("chunked_attention", "full_attention")
 
 IN_FFN = IN_LAYER + "feed_forward."
 FFN = (
-    Row(IN_FFN + "gate_proj.weight", "mlp/gate/w", Linear()),
-    Row(IN_FFN + "up_proj.weight", "mlp/up/w", Linear()),
-    Row(IN_FFN + "down_proj.weight", "mlp/down/w", Linear()),
+    *parts.gated_mlp(IN_FFN, "mlp"),
     Row(IN_FFN + "router.weight", "moe/router/w", Linear()),
     Row(IN_FFN + "experts.gate_up_proj", ("moe/gate/w", "moe/up/w"), Split(-1, Same())),
     Row(IN_FFN + "experts.down_proj", "moe/down/w", Same()),
-    Row(IN_FFN + "shared_expert.gate_proj.weight", "moe/shared/gate/w", Linear()),
-    Row(IN_FFN + "shared_expert.up_proj.weight", "moe/shared/up/w", Linear()),
-    Row(IN_FFN + "shared_expert.down_proj.weight", "moe/shared/down/w", Linear()),
+    *parts.shared_expert("shared_expert", IN_FFN),
 )
 
 
@@ -98,9 +94,7 @@ def from_hf(hf: Mapping) -> Config:
         Layer(_attention(keys, bool(on), kind == KINDS[0]), moe if i in sparse else dense, norm)
         for i, (on, kind) in enumerate(zip(turned, kinds, strict=False))
     )
-    cfg = decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return decoder(keys, layers, norm)
 
 
 def to_hf(cfg: Config) -> dict:
@@ -157,11 +151,11 @@ def _attention(keys: Keys, turned: bool, chunked: bool) -> Attention:
 
 def _ffns(keys: Keys) -> tuple[MLP, MoE]:
     act, hidden = keys.activation(), keys.integer("intermediate_size")
-    moe = MoE(
-        experts=keys.integer("num_local_experts"),
-        top_k=keys.integer("num_experts_per_tok"),
-        hidden=hidden,
-        act=act,
+    moe = parts.experts(
+        keys,
+        "num_local_experts",
+        "intermediate_size",
+        None,
         score="sigmoid",
         renormalize=False,
         weigh_input=True,

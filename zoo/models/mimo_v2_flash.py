@@ -15,6 +15,7 @@ from zoo.hf.keys import Keys
 from zoo.hf.table import Row, Same
 from zoo.models import latent, parts
 from zoo.models.family import INV_FREQ, Family
+from zoo.models.glm4_moe import MOE_DEFAULTS
 from zoo.models.parts import IN_ATTENTION
 
 ROPES = {
@@ -39,16 +40,11 @@ DEFAULTS = {
     "attention_bias": False,
     "attention_dropout": 0.0,
     "sliding_window": 129,
-    "sliding_window_size": None,
     "layer_types": None,
     "mlp_layer_types": None,
     "moe_intermediate_size": 2048,
-    "num_experts_per_tok": 8,
     "n_routed_experts": 256,
-    "routed_scaling_factor": 1.0,
-    "n_group": 1,
-    "topk_group": 1,
-    "norm_topk_prob": True,
+    **MOE_DEFAULTS,
     # In released files, which say in other words what the class takes for granted.
     "add_full_attention_sink_bias": False,
     "add_swa_attention_sink_bias": True,
@@ -57,11 +53,9 @@ DEFAULTS = {
     "n_shared_experts": None,
     "partial_rotary_factor": 0.334,
     "rope_theta": 5_000_000.0,
-    "scoring_func": "sigmoid",
     "swa_rope_theta": 10_000.0,
-    "topk_method": "noaux_tc",
 }
-UNUSED = frozenset({"attention_chunk_size"})
+UNUSED = frozenset({"attention_chunk_size", "sliding_window_size"})
 SINKS = (
     Row(IN_ATTENTION + "attention_sink_bias", "attn/sinks", Same()),
     Row(IN_ATTENTION + "sinks", "attn/sinks", Same()),  # as in memory
@@ -72,49 +66,26 @@ def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type mimo_v2_flash."""
     if hf.get("sliding_window_size") is not None:  # the tokens before a query, without itself
         hf = {**hf, "sliding_window": hf["sliding_window_size"] + 1}
-    keys = Keys(hf, DEFAULTS, UNUSED | {"sliding_window_size"})
-    norm, act, scale = (
-        Norm(float(keys["rms_norm_eps"])),
-        keys.activation(),
-        keys["routed_scaling_factor"],
-    )
-    dense = MLP(keys.integer("intermediate_size"), act)
+    keys = Keys(hf, DEFAULTS, UNUSED)
+    norm = Norm(float(keys["rms_norm_eps"]))
+    dense = MLP(keys.integer("intermediate_size"), keys.activation())
+    scale, ropes = keys["routed_scaling_factor"], parts.ropes_by_kind(keys)
     moe = parts.experts(
-        keys, "n_routed_experts", scale=1.0 if scale is None else float(scale),
-        **latent.NOAUX, **latent.groups(keys),
+        keys, "n_routed_experts", scale=float(scale or 1.0), **latent.NOAUX, **latent.groups(keys)
+    )
+    full = parts.attention(
+        keys, rope=ropes["full_attention"], v_dim=keys.integer("v_head_dim"),
+        v_scale=float(keys["attention_value_scale"] or 1.0),
     )  # fmt: skip
-    full, local = _mixers(keys)
-    windows, sparse = parts.layer_windows(keys, _kinds(keys)), parts.sparse_layers(keys, 1)
+    local = replace(full, rope=ropes["sliding_attention"], kv_heads=2 * full.kv_heads, sinks=True)
+    windows = parts.layer_windows(keys, ["full_attention", *parts.every(6, keys)[1:]])
+    sparse = parts.sparse_layers(keys, dense=1)
     _check_released(keys, windows, sparse)
     layers = tuple(
         Layer(replace(local, window=window) if window else full, moe if routed else dense, norm)
         for window, routed in zip(windows, sparse, strict=True)
     )
-    cfg = parts.decoder(keys, layers, norm)
-    keys.close()
-    return cfg
-
-
-def _mixers(keys: Keys) -> tuple[Attention, Attention]:
-    """Of layers that see all and of those with a window."""
-    ropes, size, scale = (
-        parts.ropes_by_kind(keys),
-        keys.integer("v_head_dim"),
-        keys["attention_value_scale"],
-    )
-    full = parts.attention(
-        keys,
-        rope=ropes["full_attention"],
-        v_dim=size,
-        v_scale=1.0 if scale is None else float(scale),
-    )
-    rope = ropes["sliding_attention"]
-    return full, replace(full, rope=rope, kv_heads=2 * full.kv_heads, sinks=True)
-
-
-def _kinds(keys: Keys) -> list[str]:
-    """The first layer sees all, and every sixth."""
-    return ["full_attention", *parts.every(6, keys)[1:]]
+    return parts.decoder(keys, layers, norm)
 
 
 def _check_released(keys: Keys, windows: list[int | None], sparse: list[bool]) -> None:
@@ -146,7 +117,7 @@ def to_hf(cfg: Config) -> dict:
         **parts.write_ropes_by_kind(cfg, ROPES),
         **parts.windows(cfg),
         "intermediate_size": dense.hidden,
-        "mlp_layer_types": parts.mlp_layer_types(cfg)["mlp_layer_types"],
+        **parts.ffn_types(cfg),
         **parts.write_experts(moe, "n_routed_experts"),
         "routed_scaling_factor": moe.scale,
         "n_group": moe.groups,
@@ -159,34 +130,22 @@ def _flash() -> Config:
     norm = Norm(1e-5)
     full = Attention(64, 4, 192, Rope(64, 5e6), v_dim=128, v_scale=0.707)
     local = replace(full, kv_heads=8, rope=Rope(64, 1e4), window=129, sinks=True)
-    layers = tuple(
-        Layer(
-            local if i % 6 != 5 and i else full,
-            MoE(256, 8, 2048, **latent.NOAUX) if i else MLP(16384),
-            norm,
-        )
-        for i in range(48)
-    )
-    return Config(
-        152576, 4096, stack_layers(layers), norm, max_length=262144, family="mimo_v2_flash"
-    )
+    moe, dense = MoE(256, 8, 2048, **latent.NOAUX), MLP(16384)
+    mixers = [full, *((full if i % 6 == 5 else local) for i in range(1, 48))]
+    layers = tuple(Layer(mixer, moe if i else dense, norm) for i, mixer in enumerate(mixers))
+    stacks = stack_layers(layers)
+    return Config(152576, 4096, stacks, norm, max_length=262144, family="mimo_v2_flash")
 
 
 FAMILY = Family(
     model_type="mimo_v2_flash",
     architecture="MiMoV2FlashForCausalLM",
     table=(
-        *parts.TOP,
-        *parts.NORMS,
-        *parts.ATTENTION,
-        *SINKS,
-        *parts.FFN,
-        *parts.EXPERTS,
-        latent.BIAS,
+        *parts.TOP, *parts.NORMS, *parts.ATTENTION, *SINKS, *parts.FFN, *parts.EXPERTS, latent.BIAS,
     ),
     from_hf=from_hf,
     to_hf=to_hf,
     # the defaults of the config class, which names this checkpoint, and the card's 256k tokens
     presets={"mimo-v2-flash": _flash()},
     extras=(INV_FREQ, r"model\.mtp\..*"),
-)
+)  # fmt: skip

@@ -61,9 +61,7 @@ def ministral_from_hf(hf: Mapping) -> Config:
         Layer(parts.attention(keys, qkv_bias=False, window=window), ffn, norm)
         for window in parts.layer_windows(keys, default)
     )
-    cfg = parts.decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return parts.decoder(keys, layers, norm)
 
 
 def ministral_to_hf(cfg: Config) -> dict:

@@ -10,27 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import Attention, Config, Layer, MoE, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, activation_name
+from zoo.hf.keys import Keys
 from zoo.hf.table import Linear, Row
-from zoo.models import parts
+from zoo.models import mistral, parts
 from zoo.models.family import Family
-from zoo.models.parts import attention, common, decoder, heads
+from zoo.models.parts import attention, common, heads
 
 DEFAULTS = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": None,
-    "hidden_act": "silu",
-    "max_position_embeddings": 131072,
+    **mistral.DEFAULTS,
     "rms_norm_eps": 1e-5,
     "rope_theta": 1_000_000.0,
-    "tie_word_embeddings": False,
     "attention_bias": False,
-    "attention_dropout": 0.0,
     "sliding_window": None,
     "num_experts_per_tok": 2,
     "num_local_experts": 8,
@@ -40,11 +30,8 @@ UNUSED = frozenset({"router_jitter_noise"})  # of training
 IN_MOE = parts.IN_LAYER + "block_sparse_moe."
 # `mlp` is what transformers 5 calls the mixture in memory.
 EXPERTS = (
-    Row(IN_MOE + "gate.weight", "moe/router/w", Linear()),
+    *parts.numbered_experts(IN_MOE),
     Row(parts.IN_MLP + "gate.weight", "moe/router/w", Linear()),
-    Row(IN_MOE + "experts.{e}.w1.weight", "moe/gate/w", Linear()),
-    Row(IN_MOE + "experts.{e}.w3.weight", "moe/up/w", Linear()),
-    Row(IN_MOE + "experts.{e}.w2.weight", "moe/down/w", Linear()),
     *parts.FUSED_EXPERTS,
 )
 
@@ -54,16 +41,10 @@ def from_hf(hf: Mapping) -> Config:
     keys = Keys(hf, DEFAULTS, UNUSED)
     norm, window = Norm(float(keys["rms_norm_eps"])), keys["sliding_window"]
     mixer = attention(keys, qkv_bias=False, window=window)
-    moe = MoE(
-        experts=keys.integer(keys.alias("num_local_experts", "num_experts")),
-        top_k=keys.integer("num_experts_per_tok"),
-        hidden=keys.integer("intermediate_size"),
-        act=keys.activation(),
-        fp32_weights=True,
+    moe = parts.experts(
+        keys, "num_local_experts", "intermediate_size", "num_experts", fp32_weights=True
     )
-    cfg = decoder(keys, (Layer(mixer, moe, norm),) * keys.integer("num_hidden_layers"), norm)
-    keys.close()
-    return cfg
+    return parts.uniform(keys, mixer, moe, norm)
 
 
 def to_hf(cfg: Config) -> dict:
@@ -72,11 +53,8 @@ def to_hf(cfg: Config) -> dict:
     return {
         **common(cfg),
         **heads(mixer),
-        "intermediate_size": moe.hidden,
-        "hidden_act": activation_name(moe.act),
         "sliding_window": mixer.window,
-        "num_local_experts": moe.experts,
-        "num_experts_per_tok": moe.top_k,
+        **parts.write_experts(moe, "num_local_experts", "intermediate_size"),
     }
 
 

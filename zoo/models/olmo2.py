@@ -37,9 +37,7 @@ def from_hf(hf: Mapping) -> Config:
     keys = Keys(hf, DEFAULTS)
     norm, rope = olmo_norm(keys["rms_norm_eps"]), read_rope(keys, head_dim(keys), wide=True)
     layers = (olmo_layer(keys, norm, rope),) * keys.integer("num_hidden_layers")
-    cfg = decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return decoder(keys, layers, norm)
 
 
 def to_hf(cfg: Config) -> dict:

@@ -37,9 +37,7 @@ def from_hf(hf: Mapping) -> Config:
         olmo2.olmo_layer(keys, norm, full if window is None else local, window)
         for window in layer_windows(keys, default=every(4, keys))
     )
-    cfg = decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return decoder(keys, layers, norm)
 
 
 def to_hf(cfg: Config) -> dict:

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import Attention, Config, Layer, MoE, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, activation_name
+from zoo.hf.keys import Keys
 from zoo.models import parts
 from zoo.models.family import Family
-from zoo.models.parts import attention, common, decoder, heads
+from zoo.models.parts import attention, common, heads
 
 DEFAULTS = {
     "vocab_size": 50304,
@@ -42,16 +42,8 @@ def from_hf(hf: Mapping) -> Config:
     keys = Keys(hf, DEFAULTS)
     norm, bias, clip = Norm(float(keys["rms_norm_eps"])), keys["attention_bias"], keys["clip_qkv"]
     mixer = attention(keys, bias, qk_norm=norm, norm_heads=True, clip=clip)
-    moe = MoE(
-        experts=keys.integer(keys.alias("num_experts", "num_local_experts")),
-        top_k=keys.integer("num_experts_per_tok"),
-        hidden=keys.integer("intermediate_size"),
-        act=keys.activation(),
-        renormalize=bool(keys["norm_topk_prob"]),
-    )
-    cfg = decoder(keys, (Layer(mixer, moe, norm),) * keys.integer("num_hidden_layers"), norm)
-    keys.close()
-    return cfg
+    moe = parts.experts(keys, hidden="intermediate_size", renormalize=bool(keys["norm_topk_prob"]))
+    return parts.uniform(keys, mixer, moe, norm)
 
 
 def to_hf(cfg: Config) -> dict:
@@ -61,10 +53,7 @@ def to_hf(cfg: Config) -> dict:
         **common(cfg),
         **heads(mixer),
         "clip_qkv": mixer.clip,
-        "intermediate_size": moe.hidden,
-        "hidden_act": activation_name(moe.act),
-        "num_experts": moe.experts,
-        "num_experts_per_tok": moe.top_k,
+        **parts.write_experts(moe, hidden="intermediate_size"),
         "norm_topk_prob": moe.renormalize,
     }
 

@@ -40,14 +40,18 @@ QK_NORM = (  # of a head, or of all heads of a token
     Row(IN_ATTENTION + "q_norm.weight", "attn/q_norm/scale", Flat()),
     Row(IN_ATTENTION + "k_norm.weight", "attn/k_norm/scale", Flat()),
 )
-FFN = (
-    Row(IN_MLP + "gate_proj.weight", "mlp/gate/w", Linear()),
-    Row(IN_MLP + "up_proj.weight", "mlp/up/w", Linear()),
-    Row(IN_MLP + "down_proj.weight", "mlp/down/w", Linear()),
-    Row(IN_MLP + "gate_proj.bias", "mlp/gate/b", Same()),
-    Row(IN_MLP + "up_proj.bias", "mlp/up/b", Same()),
-    Row(IN_MLP + "down_proj.bias", "mlp/down/b", Same()),
-)
+
+
+def gated_mlp(at: str, ours: str) -> tuple[Row, ...]:
+    """The rows of an MLP whose names on disk begin with `at`, and ours with `ours`."""
+    return tuple(
+        Row(f"{at}{part}_proj.{leaf}", f"{ours}/{part}/{name}", op)
+        for leaf, name, op in (("weight", "w", Linear()), ("bias", "b", Same()))
+        for part in ("gate", "up", "down")
+    )
+
+
+FFN = gated_mlp(IN_MLP, "mlp")
 FUSED_QKV = (
     Row(IN_ATTENTION + "qkv_proj.weight", ("attn/q/w", "attn/k/w", "attn/v/w"), Split(1, Linear())),
 )
@@ -68,12 +72,19 @@ EXPERTS = (
 )
 
 
-def shared_expert(name: str) -> tuple[Row, ...]:
+def shared_expert(name: str, at: str = IN_MLP) -> tuple[Row, ...]:
     """The MLP beside the routed experts, whose name on disk differs."""
-    return tuple(
-        Row(f"{IN_MLP}{name}.{part}_proj.{leaf}", f"moe/shared/{part}/{ours}", op)
-        for part in ("gate", "up", "down")
-        for leaf, ours, op in (("weight", "w", Linear()), ("bias", "b", Same()))
+    return gated_mlp(f"{at}{name}.", "moe/shared")
+
+
+def numbered_experts(at: str) -> tuple[Row, ...]:
+    """Router and experts as Mixtral names them: w1 gates, w3 goes up, w2 down."""
+    return (
+        Row(at + "gate.weight", "moe/router/w", Linear()),
+        *(
+            Row(f"{at}experts.{{e}}.{name}.weight", f"moe/{part}/w", Linear())
+            for name, part in (("w1", "gate"), ("w3", "up"), ("w2", "down"))
+        ),
     )
 
 
@@ -131,17 +142,20 @@ def one_predictor(keys: Keys, number: str, layer: Callable[[], Layer]) -> tuple[
 
 
 def decoder(keys: Keys, layers: tuple[Layer, ...], norm: Norm, **fields) -> Config:
-    """A Config from the keys that all families share, and further `fields`."""
-    return Config(
+    """A Config from the keys that all families share, and further `fields`; closes `keys`."""
+    if "max_length" not in fields:
+        fields["max_length"] = keys.integer("max_position_embeddings")
+    cfg = Config(
         vocab_size=keys.integer("vocab_size"),
         embed_dim=keys.integer("hidden_size"),
         stacks=stack_layers(layers),
         norm=norm,
         tie_embeddings=bool(keys["tie_word_embeddings"]),
-        max_length=keys.integer("max_position_embeddings"),
         family=keys.family,
         **fields,
     )
+    keys.close()
+    return cfg
 
 
 def head_dim(keys: Keys) -> int:
@@ -175,15 +189,15 @@ def experts(
     keys: Keys,
     count: str = "num_experts",
     hidden: str = "moe_intermediate_size",
-    other: str = "num_local_experts",
+    other: str | None = "num_local_experts",
     **fields,
 ) -> MoE:
-    """A mixture of experts; `count` (or `other`) and `hidden` are the family's keys of its sizes.
+    """A mixture of experts; `count`, also called `other`, and `hidden` are keys of its sizes.
 
     `fields` are those of `MoE` that the family decides.
     """
     return MoE(
-        experts=keys.integer(keys.alias(count, other)),
+        experts=keys.integer(count if other is None else keys.alias(count, other)),
         top_k=keys.integer("num_experts_per_tok"),
         hidden=keys.integer(hidden),
         act=keys.activation(),
@@ -238,6 +252,14 @@ def sparse_layers(keys: Keys, dense: int) -> list[bool]:
     if len(kinds) != layers or not set(kinds) <= {"dense", "sparse"}:
         raise keys.error("mlp_layer_types", f"it needs dense or sparse for each of {layers} layers")
     return [kind == "sparse" for kind in kinds]
+
+
+def stepped_layers(keys: Keys, default: Sequence[int] = ()) -> list[bool]:
+    """Which layers are mixtures as Qwen says it: each `decoder_sparse_step`-th, but none of
+    mlp_only_layers, which is `default` where the config has None."""
+    step, only = keys.integer("decoder_sparse_step"), keys["mlp_only_layers"]
+    only, layers = default if only is None else only, keys.integer("num_hidden_layers")
+    return [i not in only and (i + 1) % step == 0 for i in range(layers)]
 
 
 def every(period: int, keys: Keys) -> list[str]:
@@ -300,12 +322,10 @@ def write_ropes_by_kind(cfg: Config, default: Mapping[str, Mapping]) -> dict:
     return {"rope_parameters": found}
 
 
-def uniform(keys: Keys, mixer: Attention, ffn: MLP, norm: Norm) -> Config:
-    """A decoder of equal layers, from the keys that all families share; closes `keys`."""
+def uniform(keys: Keys, mixer: Attention, ffn: MLP | MoE, norm: Norm, **fields) -> Config:
+    """`decoder` of equal layers without more than these parts."""
     layers = (Layer(mixer, ffn, norm),) * keys.integer("num_hidden_layers")
-    cfg = decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return decoder(keys, layers, norm, **fields)
 
 
 def common(cfg: Config) -> dict:
@@ -368,6 +388,12 @@ def mlp_layer_types(cfg: Config) -> dict:
     """`ffn_types`, and what it is called by classes that know first_k_dense_replace."""
     found = ffn_types(cfg)
     return found | {"first_k_dense_replace": found["mlp_layer_types"].index("sparse")}
+
+
+def write_stepped_layers(cfg: Config) -> dict:
+    """The config keys of `stepped_layers`."""
+    dense = [i for i, la in enumerate(cfg.layers) if isinstance(la.ffn, MLP)]
+    return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 
 def windows(cfg: Config) -> dict:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from zoo.config import Config, Layer, LayerNorm, LongRope, MoE, Rope
-from zoo.hf.keys import Keys, activation_name, read_rope
-from zoo.hf.table import Linear, Row, Same
+from zoo.config import Config, LayerNorm, LongRope, Rope
+from zoo.hf.keys import Keys, read_rope
+from zoo.hf.table import Row, Same
 from zoo.models import parts
 from zoo.models.family import Family
-from zoo.models.parts import attention, common, decoder, head_dim, heads
+from zoo.models.parts import attention, common, head_dim, heads
 
 DEFAULTS = {
     "vocab_size": 32064,
@@ -52,10 +52,7 @@ TABLE = (
     Row(parts.IN_LAYER + "input_layernorm.bias", "attn_norm/b", Same()),
     Row(parts.IN_LAYER + "post_attention_layernorm.bias", "ffn_norm/b", Same()),
     *parts.ATTENTION,
-    Row(IN_MOE + "gate.weight", "moe/router/w", Linear()),
-    Row(IN_MOE + "experts.{e}.w1.weight", "moe/gate/w", Linear()),
-    Row(IN_MOE + "experts.{e}.w3.weight", "moe/up/w", Linear()),
-    Row(IN_MOE + "experts.{e}.w2.weight", "moe/down/w", Linear()),
+    *parts.numbered_experts(IN_MOE),
 )
 
 
@@ -66,19 +63,16 @@ def from_hf(hf: Mapping) -> Config:
     mixer = attention(
         keys, o_bias=keys["attention_bias"], rope=_read_rope(keys), window=keys["sliding_window"]
     )
-    moe = MoE(
-        experts=keys.integer("num_local_experts"),
-        top_k=keys.integer("num_experts_per_tok"),
-        hidden=keys.integer("intermediate_size"),
-        act=keys.activation(),
+    moe = parts.experts(
+        keys,
+        "num_local_experts",
+        "intermediate_size",
+        None,
         score="sparsemixer",
         renormalize=False,
         jitter=float(keys["router_jitter_noise"]),
     )
-    layers = (Layer(mixer, moe, norm),) * keys.integer("num_hidden_layers")
-    cfg = decoder(keys, layers, norm, head_bias=bool(keys["lm_head_bias"]))
-    keys.close()
-    return cfg
+    return parts.uniform(keys, mixer, moe, norm, head_bias=bool(keys["lm_head_bias"]))
 
 
 def to_hf(cfg: Config) -> dict:
@@ -90,10 +84,7 @@ def to_hf(cfg: Config) -> dict:
         **_rope_keys(mixer.rope),
         "lm_head_bias": cfg.head_bias,
         "sliding_window": mixer.window,
-        "intermediate_size": moe.hidden,
-        "hidden_act": activation_name(moe.act),
-        "num_local_experts": moe.experts,
-        "num_experts_per_tok": moe.top_k,
+        **parts.write_experts(moe, "num_local_experts", "intermediate_size"),
         "router_jitter_noise": moe.jitter,
     }
 

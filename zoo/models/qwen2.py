@@ -43,9 +43,7 @@ def from_hf(hf: Mapping) -> Config:
         Layer(parts.attention(keys, qkv_bias=True, window=window), ffn, norm)
         for window in parts.late_windows(keys)
     )
-    cfg = parts.decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return parts.decoder(keys, layers, norm)
 
 
 def to_hf(cfg: Config) -> dict:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, activation_name
+from zoo.hf.keys import Keys
 from zoo.hf.table import Linear, Row
 from zoo.models import parts
 from zoo.models.family import Family
@@ -53,49 +53,35 @@ def from_hf(hf: Mapping) -> Config:
     keys = Keys(hf, DEFAULTS)
     norm, act = Norm(float(keys["rms_norm_eps"])), keys.activation()
     dense = MLP(keys.integer("intermediate_size"), act)
-    moe = MoE(
-        experts=keys.integer(keys.alias("num_experts", "num_local_experts")),
-        top_k=keys.integer("num_experts_per_tok"),
-        hidden=keys.integer("moe_intermediate_size"),
-        act=act,
+    moe = parts.experts(
+        keys,
         renormalize=bool(keys["norm_topk_prob"]),
         shared=MLP(keys.integer("shared_expert_intermediate_size"), act),
         shared_gate=True,
     )
-    step, only = keys.integer("decoder_sparse_step"), keys["mlp_only_layers"] or ()
     bias = bool(keys["qkv_bias"])
     layers = tuple(
-        Layer(
-            attention(keys, qkv_bias=bias, window=window),
-            moe if i not in only and (i + 1) % step == 0 else dense,
-            norm,
-        )
-        for i, window in enumerate(_windows(keys))
+        Layer(attention(keys, qkv_bias=bias, window=window), moe if sparse else dense, norm)
+        for window, sparse in zip(_windows(keys), parts.stepped_layers(keys), strict=True)
     )
-    cfg = decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return decoder(keys, layers, norm)
 
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type qwen2_moe."""
     moe = next(la.ffn for la in cfg.layers if isinstance(la.ffn, MoE))
-    dense = [i for i, la in enumerate(cfg.layers) if isinstance(la.ffn, MLP)]
+    dense = (la.ffn.hidden for la in cfg.layers if isinstance(la.ffn, MLP))
     found = windows(cfg)
     return {
         **common(cfg),
         **heads(cfg.layers[0].mixer, bias="qkv_bias"),
-        "intermediate_size": cfg.layers[dense[0]].ffn.hidden if dense else moe.shared.hidden,
-        "hidden_act": activation_name(moe.act),
+        "intermediate_size": next(dense, moe.shared.hidden),
         "use_sliding_window": found["sliding_window"] is not None,
         "max_window_layers": len(cfg.layers),
         **found,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": dense,
-        "moe_intermediate_size": moe.hidden,
+        **parts.write_stepped_layers(cfg),
+        **parts.write_experts(moe),
         "shared_expert_intermediate_size": moe.shared.hidden,
-        "num_experts": moe.experts,
-        "num_experts_per_tok": moe.top_k,
         "norm_topk_prob": moe.renormalize,
     }
 

@@ -58,9 +58,7 @@ def from_hf(hf: Mapping) -> Config:
         Layer(attention(keys, o_bias=bias, qk_norm=norm, window=window), ffn, norm)
         for window in late_windows(keys)
     )
-    cfg = decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return decoder(keys, layers, norm)
 
 
 def to_hf(cfg: Config) -> dict:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, activation_name
+from zoo.hf.keys import Keys
 from zoo.models import parts
 from zoo.models.family import Family
 from zoo.models.parts import attention, common, decoder, heads
@@ -49,42 +49,28 @@ def from_hf(hf: Mapping) -> Config:
     on, window = keys["use_sliding_window"], keys["sliding_window"]
     window = window if on else None
     mixer = attention(keys, o_bias=keys["attention_bias"], qk_norm=norm, window=window)
-    act, step = keys.activation(), keys.integer("decoder_sparse_step")
-    dense = MLP(keys.integer("intermediate_size"), act)
-    moe = MoE(
-        experts=keys.integer(keys.alias("num_experts", "num_local_experts")),
-        top_k=keys.integer("num_experts_per_tok"),
-        hidden=keys.integer("moe_intermediate_size"),
-        act=act,
+    dense = MLP(keys.integer("intermediate_size"), keys.activation())
+    moe = parts.experts(
+        keys,
         renormalize=bool(keys["norm_topk_prob"]),
     )
-    only = keys["mlp_only_layers"] or ()
     layers = tuple(
-        Layer(mixer, moe if i not in only and (i + 1) % step == 0 else dense, norm)
-        for i in range(keys.integer("num_hidden_layers"))
+        Layer(mixer, moe if sparse else dense, norm) for sparse in parts.stepped_layers(keys)
     )
-    cfg = decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return decoder(keys, layers, norm)
 
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type qwen3_moe."""
-    mixer = cfg.layers[0].mixer
-    moe = next(la.ffn for la in cfg.layers if isinstance(la.ffn, MoE))
-    dense = [i for i, la in enumerate(cfg.layers) if isinstance(la.ffn, MLP)]
+    mixer, (moe, dense) = cfg.layers[0].mixer, parts.ffns(cfg)
     return {
         **common(cfg),
         **heads(mixer),
-        "intermediate_size": cfg.layers[dense[0]].ffn.hidden if dense else moe.hidden,
-        "hidden_act": activation_name(moe.act),
+        "intermediate_size": dense.hidden,
         "use_sliding_window": mixer.window is not None,
         "sliding_window": mixer.window,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": dense,
-        "moe_intermediate_size": moe.hidden,
-        "num_experts": moe.experts,
-        "num_experts_per_tok": moe.top_k,
+        **parts.write_stepped_layers(cfg),
+        **parts.write_experts(moe),
         "norm_topk_prob": moe.renormalize,
     }
 

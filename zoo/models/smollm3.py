@@ -50,9 +50,7 @@ def from_hf(hf: Mapping) -> Config:
         parts.attention(keys, bias, window=window, rope=rope if turn else None)
         for window, turn in zip(parts.layer_windows(keys, kinds, on), turned, strict=True)
     )
-    cfg = parts.decoder(keys, tuple(Layer(mixer, ffn, norm) for mixer in mixers), norm)
-    keys.close()
-    return cfg
+    return parts.decoder(keys, tuple(Layer(mixer, ffn, norm) for mixer in mixers), norm)
 
 
 def to_hf(cfg: Config) -> dict:

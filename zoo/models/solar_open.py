@@ -13,7 +13,7 @@ from zoo.hf.keys import Keys, read_rope
 from zoo.models import parts
 from zoo.models.family import Family
 from zoo.models.glm4_moe import MOE_DEFAULTS, ROUTED, ROUTER, mixture, mixture_keys
-from zoo.models.parts import attention, common, decoder, head_dim, heads
+from zoo.models.parts import attention, common, head_dim, heads
 
 DEFAULTS = {
     "vocab_size": 196608,
@@ -45,9 +45,7 @@ def from_hf(hf: Mapping) -> Config:
     norm = Norm(float(keys["rms_norm_eps"]))
     mixer = attention(keys, rope=read_rope(keys, head_dim(keys), partial=True))
     moe = mixture(keys, keys.alias("n_routed_experts", "num_local_experts"), "n_shared_experts")
-    cfg = decoder(keys, (Layer(mixer, moe, norm),) * keys.integer("num_hidden_layers"), norm)
-    keys.close()
-    return cfg
+    return parts.uniform(keys, mixer, moe, norm)
 
 
 def to_hf(cfg: Config) -> dict:

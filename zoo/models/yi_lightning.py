@@ -77,9 +77,7 @@ def from_hf(hf: Mapping) -> Config:
         Layer(replace(mixer, window=window, share_kv=i - source or None), moe, norm)
         for i, (window, source) in enumerate(zip(windows, sources, strict=True))
     )
-    cfg = parts.decoder(keys, layers, norm)
-    keys.close()
-    return cfg
+    return parts.decoder(keys, layers, norm)
 
 
 def to_hf(cfg: Config) -> dict:

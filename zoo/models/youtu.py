@@ -37,9 +37,7 @@ def from_hf(hf: Mapping) -> Config:
     norm = Norm(float(keys["rms_norm_eps"]))
     mixer = latent.attention(keys, latent.rotation(keys))
     layer = Layer(mixer, MLP(keys.integer("intermediate_size"), keys.activation()), norm)
-    cfg = parts.decoder(keys, (layer,) * keys.integer("num_hidden_layers"), norm)
-    keys.close()
-    return cfg
+    return parts.decoder(keys, (layer,) * keys.integer("num_hidden_layers"), norm)
 
 
 def to_hf(cfg: Config) -> dict:
