@@ -9,11 +9,14 @@ them, and from the shapes of the presets. Figures are the worst over a family's 
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import sys
+import tokenize
 from collections import defaultdict
 from pathlib import Path
 
@@ -40,7 +43,15 @@ cases:
 - **round trip**: files that transformers wrote, in one file and in shards, float32 and bfloat16,
   byte for byte.
 """
-NOT_CORE = ("cli.py", "checkpoint.py", "describe.py", "__main__.py")
+CORE = (
+    "attention", "axes", "buffer", "cache", "decoder", "delta", "gqa", "grouped", "indexer",
+    "layers", "mla", "moe", "precision", "quantized", "rope", "stacks", "window",
+)  # fmt: skip
+NOT_CORE = ("cli.py", "checkpoint.py", "describe.py", "__init__.py", "__main__.py")
+_EMPTY = frozenset({
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+    tokenize.ENDMARKER,
+})  # fmt: skip
 SHARED_BY_FAMILIES = ("__init__.py", "family.py", "parts.py", "latent.py")
 PREDICTION = """## Multi-token prediction
 
@@ -133,23 +144,47 @@ def _lines() -> str:
     """How small it is."""
     package = Path(zoo.__file__).parent
 
-    def count(*patterns: str, but: tuple[str, ...] = ()) -> dict[str, int]:
-        paths = (path for pattern in patterns for path in package.glob(pattern))
-        kept = (path for path in paths if path.name not in but)
-        return {str(p.relative_to(package)): len(p.read_text().splitlines()) for p in kept}
+    def lines(*patterns: str, but: tuple[str, ...] = ()) -> dict[Path, int]:
+        paths = {path for pattern in patterns for path in package.glob(pattern)}
+        kept = sorted(path for path in paths if path.name not in but)
+        return {path: len(path.read_text().splitlines()) for path in kept}
 
-    core, hf = count("*.py", "config/*.py", but=NOT_CORE), count("hf/*.py")
-    shared = count(*(f"models/{name}" for name in SHARED_BY_FAMILIES))
-    families = count("models/*.py", but=SHARED_BY_FAMILIES)
+    core = lines(*(f"{name}.py" for name in CORE), "config/*.py")
+    around = lines("*.py", but=(*NOT_CORE, *(f"{name}.py" for name in CORE)))
+    shared = lines(*(f"models/{name}" for name in SHARED_BY_FAMILIES))
+    families = lines("models/*.py", but=SHARED_BY_FAMILIES)
+    rows = (
+        ("shared core: config, mixers, mixtures, caches, decoder", core),
+        ("kernels of platforms, meshes, hosts, rounding", around),
+        ("reading and writing folders (`zoo/hf`)", lines("hf/*.py")),
+        ("what families share", shared),
+        (f"{len(families)} files of families", families),
+    )
+    table = [_line("part", "lines", "of code"), _rule(3)]
+    table += [
+        _line(title, sum(found.values()), sum(map(_code_lines, found))) for title, found in rows
+    ]
     longest = sorted(families, key=families.get, reverse=True)[:6]
     return (
         "## Lines\n\n"
-        f"The shared core has {sum(core.values())} lines, reading and writing folders "
-        f"{sum(hf.values())}, what families share {sum(shared.values())}, and "
-        f"{len(families)} files of families {sum(families.values())}, half of them at most "
-        f"{sorted(families.values())[len(families) // 2]}. The longest: "
-        f"{', '.join(f'`{name}` {families[name]}' for name in longest)}.\n"
+        "Of code are those without docstrings, comments and blank lines.\n\n"
+        + "\n".join(table)
+        + f"\n\nHalf of the families have at most {sorted(families.values())[len(families) // 2]} "
+        f"lines. The longest: {', '.join(f'`{p.name}` {families[p]}' for p in longest)}.\n"
     )
+
+
+def _code_lines(path: Path) -> int:
+    """Lines of a file that hold code."""
+    source = path.read_text()
+    texts = [
+        node for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    ]  # fmt: skip
+    documented = {n for node in texts for n in range(node.lineno, node.end_lineno + 1)}
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    held = {n for t in tokens if t.type not in _EMPTY for n in range(t.start[0], t.end[0] + 1)}
+    return len(held - documented)
 
 
 def _flag(values: list[bool]) -> str:
