@@ -32,9 +32,9 @@ MODELS = {
     "mla_moe": single("mla_moe", MOE),
 }
 MESHES = [
-    ("dense", "data=8"), ("dense", "fsdp=8"), ("dense", "tensor=2"),
-    ("moe", "expert=8"), ("moe", "fsdp=2,expert=2,tensor=2"),
-    ("mla_moe", "data=2,expert=4"), ("mla_moe", "fsdp=4,tensor=2"),
+    ("dense", "fsdp=8"), ("dense", "tensor=2"),
+    ("moe", "expert=8"), ("moe", "data=2,fsdp=2,tensor=2"),
+    ("mla_moe", "data=8"), ("mla_moe", "fsdp=2,expert=2,tensor=2"),
 ]  # fmt: skip
 
 
