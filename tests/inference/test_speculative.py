@@ -11,9 +11,11 @@ import pytest
 
 import zoo
 from tests.examples import CONFIGS, random_params
+from tests.inference.test_engine import compiled  # noqa: F401 (a fixture)
 from zoo import cache, sharding
 from zoo.config import MLA, MLP, Attention, Config, Layer, LongRope, Rope, Stack
 from zoo.inference import speculative
+from zoo.inference.engine import Engine, Request
 from zoo.inference.generate import pad
 from zoo.inference.sampling import Sampling, keep
 from zoo.inference.speculative import speculate
@@ -69,6 +71,79 @@ def test_greedy_text_is_the_same(made, draft, eos):
     found = speculate(*made, PROMPTS, 24, draft=draft, ahead=3, eos=eos)
     assert found.tokens == want
     assert 0 <= found.accepted <= found.guessed == 3 * round(found.guessed / 3)
+
+
+class Within:
+    """Allows some tokens, always."""
+
+    def __init__(self, *tokens):
+        self.mask = np.isin(np.arange(VOCAB), tokens)
+
+    def allowed(self):
+        return self.mask
+
+    def accept(self, token):
+        assert self.mask[token]
+
+
+REQUESTS = [
+    Request(PROMPTS[2], 20, temperature=1.5, seed=1, logprobs=2),
+    Request(PROMPTS[0], 20, temperature=1.2, top_k=4, seed=2, frequency_penalty=0.3),
+    Request(PROMPTS[1], 12, constraint=Within(1, 2, 5)),
+    Request(PROMPTS[2], 20, temperature=0.9, seed=3, logit_bias={3: 1.0}, stop_tokens=(0,)),
+    Request(PROMPTS[0], 1),
+]
+
+
+def engine(made, **options):
+    return Engine(*made, slots=3, length=64, chunk=32, **options)
+
+
+def ended(served, requests):
+    """The tickets of requests that came together, and how each ended."""
+    tickets = [served.submit(request) for request in requests]
+    while served.step():
+        pass
+    return tickets, [ticket.drain() for ticket in tickets]
+
+
+@pytest.fixture(scope="module")
+def plain(made):
+    """What an engine says without a draft."""
+    return engine(made).run(REQUESTS)
+
+
+def test_an_engine_with_a_draft_says_the_same_in_fewer_steps(made, draft, plain, compiled):  # noqa: F811
+    """Whatever a request asks for; and it guesses as `speculate` does, in as many rounds."""
+    served = engine(made, draft=draft, ahead=3, prefix_bytes=2**20)
+    served.warm()
+    compiled.clear()
+    tickets, said = ended(served, [Request(p, 24) for p in PROMPTS])
+    greedy, kept = [[t.id for t in tokens] for tokens in said], served.stats.accepted_tokens
+    for _ in range(2):  # read, then found in the prefix cache
+        tickets_, said = ended(served, REQUESTS)
+        for tokens, wanted in zip(said, plain, strict=True):
+            assert [(t.id, t.finish) for t in tokens] == [(t.id, t.finish) for t in wanted]
+        for token, wanted in zip(said[0], plain[0], strict=True):
+            np.testing.assert_allclose(token.logprob, wanted.logprob, atol=1e-4)
+            assert [i for i, _ in token.top] == [i for i, _ in wanted.top]
+    assert served.stats.prefix_hits
+    assert tickets_[2].guessed_tokens == 0  # what may come behind a token is not known
+    assert not compiled
+    found = speculate(*made, PROMPTS, 24, draft=draft, ahead=3, eos=(98, 99))
+    assert greedy == found.tokens
+    assert sum(t.guessed_tokens for t in tickets) == found.guessed
+    assert 0 < kept == sum(t.accepted_tokens for t in tickets) <= found.accepted
+
+
+def test_an_engine_accepts_all_guesses_of_the_model_itself(made):
+    """Also of sampled texts: the draft draws by the same numbers."""
+    served = engine(made, draft=made, ahead=3)
+    requests = [
+        Request(p, 13, temperature=t, seed=5) for p, t in zip(PROMPTS, (0, 1, 2), strict=True)
+    ]
+    for ticket in ended(served, requests)[0]:
+        assert (ticket.guessed_tokens, ticket.accepted_tokens) == (9, 9)
 
 
 def test_guesses_are_those_of_the_draft_without_a_cache(made):
@@ -155,6 +230,20 @@ def longrope():
     mixer = dataclasses.replace(FULL.mixer, rope=Rope(8, scaling=scaling))
     layer = dataclasses.replace(FULL, mixer=mixer)
     return zoo.Decoder(Config(VOCAB, DIM, (Stack(1, (layer,)),)))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(ahead=32), "ahead=32 must be 1 to 31"),
+        (dict(draft=(None, {})), "ahead=0 must be 1 to 31"),
+        (dict(ahead=2, mesh=1), "an engine on a mesh does not guess ahead"),
+        (dict(ahead=2, draft=(zoo.Decoder(CONFIGS["dense"]), {})), "draft has a vocabulary of 97"),
+    ],
+)
+def test_an_engine_refuses_what_cannot_guess(made, options, says):
+    with pytest.raises(ValueError, match=says):
+        engine(made, **options)
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,11 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path, monkeypatch):
     assert command.hosts_of("0.0.0.0", "zoo.example, ") == (*command.LOOPBACK, "zoo.example")
 
 
+def test_guessing_ahead_needs_a_layer_that_does(parts):
+    with pytest.raises(ValueError, match="it has no mtp"):
+        start("tiny", parts, dataclasses.replace(SMALL, ahead=2))
+
+
 def test_rounded_weights_and_caches_are_served(folder):
     """As `zoo.generate` has them."""
     parts = open_parts(folder, quantize="int8")

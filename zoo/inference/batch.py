@@ -9,7 +9,7 @@ Axes: B slots, T tokens of a piece, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 from zoo import cache as caches
 from zoo import sharding
 from zoo.decoder import Decoder
-from zoo.inference import programs, unstack
+from zoo.inference import ahead, programs, unstack
+from zoo.inference.ahead import Step
 from zoo.inference.prefixes import BLOCK
 from zoo.inference.programs import Feed, Form, Piece, Scores
 from zoo.inference.requests import Request
@@ -51,15 +52,23 @@ class Batch:
         cache_dtype: jnp.dtype | None = None,
         mesh: Mesh | None = None,
         rules: str | Rules | None = None,
+        draft: tuple[Decoder, dict] | None = None,
+        guesses: int = 0,
     ):
-        """Takes what `Engine` takes."""
+        """Takes what `Engine` takes; `guesses` are the tokens ahead."""
         self._model, self._params = unstack.prepare(model, params)
+        self._plan, self._behind = None, None
+        if guesses:
+            guesser = (self._model, self._params) if draft is None else unstack.prepare(*draft)
+            self._plan = ahead.Plan(guesser[0], draft is None, guesses)
+            self._draft_params = guesser[1]
         self._mesh, self._slots = mesh, slots
         # Prompts are read one by one, and a single row has no batch to share out.
         self._rules = {**sharding.find_rules(rules), "batch": None}
         self._vocab = model.cfg.vocab_size
         self.room = -(-length // SMALLEST) * SMALLEST + SMALLEST
-        self._form = Form(self.room, jnp.dtype(model.dtype if cache_dtype is None else cache_dtype))
+        kept = jnp.dtype(model.dtype if cache_dtype is None else cache_dtype)
+        self._form = Form(self.room, kept, guesses)
         self.sizes = _powers(SMALLEST, min(chunk, self.room - SMALLEST))
         self.reset()
 
@@ -70,13 +79,16 @@ class Batch:
         sizes = self._slots, self._form
         empty = programs.empty(self._model, self._params, *sizes, self._mesh, self._rules)
         self._cache, self._words, self._no_masks = empty
+        if self._plan is not None:
+            behind = ahead.empty(self._model, self._plan, *sizes)
+            self._behind = jax.device_put(behind, self._words.bias.sharding)
 
     def warm(self) -> None:
         """Runs every program once, in every form; what the rows held is lost."""
         self.seat(0, Request((0,)))
         for size in self.sizes:
             for known in (0, 1):
-                hidden, logits = self.read(0, [0] * size, size, known, size)
+                hidden, logits = self.read(0, [0] * (known + size), known, size, size)
                 self.score(hidden, [0])
         self.first(0, logits, 0, scored=False)
         self.put_block(0, 0, self.block(0, 0))
@@ -115,44 +127,70 @@ class Batch:
         return next((size for size in fits if size >= tokens), fits[-1])
 
     def read(
-        self, row: int, tokens: Sequence[int], size: int, known: int, length: int
+        self, row: int, text: Sequence[int], start: int, count: int, size: int
     ) -> tuple[jax.Array, jax.Array]:
-        """Reads tokens, padded to a size, behind the `known` ones of a text of `length`.
+        """Reads tokens start to start + count of a text, padded to a size, behind those before.
 
         Returns:
             The hidden states [1, T, D], and the logits behind the last token, f32[1, V].
         """
-        padded = np.zeros((1, size), np.int32)
-        padded[0, : len(tokens)] = tokens
-        piece = Piece(padded, *map(np.int32, (len(tokens), row, known, length - 1)))
-        if known:
+        piece = _piece(row, text, start, start, count, size)
+        if start:
             found = programs.extend(self._model, self._params, self._cache, piece)
         else:
             found = programs.begin(self._model, self._form, self._params, self._cache, piece)
         self._cache, hidden, logits = found
+        if self._plan is not None:
+            own = int(self._plan.own)  # it reads each token beside the state before it
+            later = min(count, len(text) - own - start)
+            mine = _piece(row, text, start + own, start, later, size)
+            self._behind = ahead.follow(
+                self._plan, self._draft_params, self._behind, hidden, piece, mine
+            )
         return hidden, logits
 
     @property
     def stateful(self) -> bool:
         """Whether rows keep states that go on only from where they are."""
-        return caches.stateful(self._cache)
+        return any(map(caches.stateful, self._caches))
 
-    def block(self, row: int, start: int) -> dict:
+    def block(self, row: int, start: int) -> list[dict]:
         """What a row holds for the `BLOCK` tokens from `start` on, but for states."""
-        return programs.take_block(self._cache, np.int32(row), np.int32(start), BLOCK)
+        numbers = np.int32(row), np.int32(start)
+        return [programs.take_block(cache, *numbers, BLOCK) for cache in self._caches]
 
-    def put_block(self, row: int, start: int, block: dict) -> None:
+    def put_block(self, row: int, start: int, block: list[dict]) -> None:
         """Makes a row hold what `block` gave of another."""
         numbers = np.int32(row), np.int32(start)
-        self._cache = programs.insert_block(self._cache, *numbers, block)
+        self._set_caches(
+            programs.insert_block(cache, *numbers, part)
+            for cache, part in zip(self._caches, block, strict=True)
+        )
 
-    def state(self, row: int) -> dict:
+    def state(self, row: int) -> list[dict]:
         """The states of a row."""
-        return programs.take_state(self._cache, np.int32(row))
+        return [programs.take_state(cache, np.int32(row)) for cache in self._caches]
 
-    def put_state(self, row: int, state: dict) -> None:
+    def put_state(self, row: int, state: list[dict]) -> None:
         """Makes a row go on from where another's `state` was."""
-        self._cache = programs.insert_state(self._cache, np.int32(row), state)
+        self._set_caches(
+            programs.insert_state(cache, np.int32(row), part)
+            for cache, part in zip(self._caches, state, strict=True)
+        )
+
+    @property
+    def _caches(self) -> list[caches.Cache]:
+        """The model's, and if there is a draft, its own.
+
+        The draft lags: a block or a state of it may miss the last tokens. Guesses are worse there,
+        and what is said is the same.
+        """
+        return [self._cache] + ([] if self._behind is None else [self._behind.cache])
+
+    def _set_caches(self, found: Iterable[caches.Cache]) -> None:
+        self._cache, *others = found
+        if others:
+            self._behind = self._behind._replace(cache=others[0])
 
     def first(self, row: int, logits: jax.Array, step: int, scored: bool) -> tuple[int, Scores]:
         """The token after a text with these logits f32[1, V], and its scores."""
@@ -167,13 +205,20 @@ class Batch:
 
     def decode(
         self, newest: np.ndarray, step: np.ndarray, alive: np.ndarray, scored: np.ndarray
-    ) -> tuple[np.ndarray, Scores]:
-        """Reads the newest token of each row, i32[B]; the next, i32[B], and their scores."""
-        self._cache, logits = programs.decode(self._model, self._params, self._cache, newest, alive)
+    ) -> Step:
+        """Reads the newest token of each row, i32[B]; what rows say then."""
         masks = self.masks if self._options.masked.any() else self._no_masks
         feed = Feed(step, alive, scored, masks)
+        if self._plan is not None:
+            self._cache, self._words, self._behind, found = ahead.decode(
+                self._model, self._plan, (self._params, self._draft_params),
+                self._cache, self._words, self._behind, newest, self._options, feed,
+            )  # fmt: skip
+            return jax.device_get(found)
+        self._cache, logits = programs.decode(self._model, self._params, self._cache, newest, alive)
         self._words, *found = programs.choose(self._words, logits, self._options, feed)
-        return tuple(jax.device_get(found))
+        tokens, scores = jax.tree.map(lambda t: t[:, None], jax.device_get(tuple(found)))
+        return Step(tokens, np.ones(len(tokens), np.int32), scores)
 
     def score(self, hidden: jax.Array, following: Sequence[int]) -> Scores:
         """Scores of tokens, each of which follows on a hidden state of [1, T, D]."""
@@ -187,9 +232,16 @@ class Batch:
             array[row] = value
 
 
-def at(scores: Scores, i: int) -> Scores:
+def at(scores: Scores, *i: int) -> Scores:
     """The scores of one row or place."""
     return jax.tree.map(lambda t: t[i], scores)
+
+
+def _piece(row: int, text: Sequence[int], first: int, known: int, count: int, size: int) -> Piece:
+    """`count` tokens of a text from `first` on, padded to a size, behind `known` ones of a row."""
+    padded = np.zeros((1, size), np.int32)
+    padded[0, :count] = text[first : first + count]
+    return Piece(padded, *map(np.int32, (count, row, known, len(text) - 1)))
 
 
 def _powers(smallest: int, largest: int) -> list[int]:

@@ -30,6 +30,7 @@ from zoo.inference.batch import SMALLEST, Batch, at
 from zoo.inference.prefixes import BLOCK, Prefixes
 from zoo.inference.programs import Scores
 from zoo.inference.requests import Constraint, Request, Stats, Ticket, Token
+from zoo.inference.speculative import check_draft
 from zoo.sharding import Rules
 
 __all__ = ["Constraint", "Engine", "Request", "Stats", "Ticket", "Token"]
@@ -76,6 +77,8 @@ class Engine:
         cache_dtype: jnp.dtype | None = None,
         mesh: Mesh | None = None,
         rules: str | Rules | None = None,
+        draft: tuple[Decoder, dict] | None = None,
+        ahead: int = 0,
     ):
         """Makes the cache; compiles nothing.
 
@@ -87,13 +90,17 @@ class Engine:
                 `max_length`, or 4096 if that is more.
             chunk: tokens of prompts that are read between two steps: a power of two.
             prefix_bytes: of memory for what prompts begin with, so that it is read once.
-            cache_dtype: what the cache keeps, float8_e4m3fn for instance; None is the model's.
+            cache_dtype: what the cache keeps, int8 for instance; None is the model's.
             mesh: of `params`, if they are on several devices. Rows are not shared out: an axis that
                 only batches use has to be 1, since an engine per part of the devices does more.
             rules: of `zoo.sharding` for it.
+            draft: a small model of the same vocabulary and its parameters, to guess with; None is
+                the model's own first layer of multi-token prediction.
+            ahead: tokens to guess at a time; 0 guesses none. Texts are the same.
 
         Raises:
-            ValueError: a size that means nothing, or a length that the model does not take.
+            ValueError: a size that means nothing, a length that the model does not take, or what
+                cannot guess ahead: see `zoo.inference.speculative`.
         """
         longest = model.cfg.max_length
         length = min(longest, LONGEST) if length is None else length
@@ -103,9 +110,13 @@ class Engine:
             raise ValueError(f"length={length} must be 1 to the model's max_length={longest}")
         if chunk < SMALLEST or chunk & (chunk - 1):
             raise ValueError(f"chunk={chunk} must be a power of two, at least {SMALLEST}")
-        self._vocab, self._length = model.cfg.vocab_size, length
+        if ahead or draft is not None:
+            _check_ahead(model, draft, ahead, length, mesh)
+        self._vocab, self._length, self._ahead = model.cfg.vocab_size, length, ahead
         self._borders = rope.borders(model.cfg.ropes)
-        self._batch = Batch(model, params, slots, length, chunk, cache_dtype, mesh, rules)
+        self._batch = Batch(
+            model, params, slots, length, chunk, cache_dtype, mesh, rules, draft, ahead
+        )
         self._stateful, self._prefixes = self._batch.stateful, None
         if prefix_bytes:
             self._prefixes = Prefixes(prefix_bytes, self._stateful)
@@ -285,9 +296,9 @@ class Engine:
         spare = 1 if self._borders else 0
         start, rest = seat.read, self._goal(seat) - seat.read
         size = self._batch.fitting(rest + spare, start)
-        piece = seat.text[start : start + min(rest, size - spare)]
-        hidden, logits = self._batch.read(seat.row, piece, size, start, len(seat.text))
-        seat.read += len(piece)
+        count = min(rest, size - spare)
+        hidden, logits = self._batch.read(seat.row, seat.text, start, count, size)
+        seat.read += count
         if self._prefixes:
             self._remember(seat)
         if seat.request.prompt_logprobs and not seat.made:
@@ -324,7 +335,7 @@ class Engine:
     # Making tokens.
 
     def _decode(self) -> bool:
-        """A token for every seat that speaks; whether any did."""
+        """A token for every seat that speaks, or some with a draft; whether any did."""
         self._read_again()
         seats = [seat for seat in self._seats if seat is not None and seat.speaking]
         if not seats:
@@ -333,11 +344,23 @@ class Engine:
         for seat in seats:
             newest[seat.row], step[seat.row], alive[seat.row] = seat.text[-1], seat.made, 1
             scored[seat.row] = seat.request.logprobs is not None
-        tokens, scores = self._batch.decode(newest, step, alive > 0, scored > 0)
+        found = self._batch.decode(newest, step, alive > 0, scored > 0)
         for seat in seats:
-            seat.read += 1
-            self._say(seat, int(tokens[seat.row]), at(scores, seat.row))
+            before = seat.made
+            for i in range(found.count[seat.row]):
+                seat.read += 1
+                self._say(seat, int(found.tokens[seat.row, i]), at(found.scores, seat.row, i))
+                if self._seats[seat.row] is not seat:
+                    break
+            self._count_guesses(seat, seat.made - before - 1)
         return True
+
+    def _count_guesses(self, seat: _Seat, accepted: int) -> None:
+        if seat.request.constraint is None:
+            more = dict(guessed_tokens=self._ahead, accepted_tokens=accepted)
+            seat.ticket.guessed_tokens += self._ahead
+            seat.ticket.accepted_tokens += accepted
+            self._count(**more)
 
     def _read_again(self) -> None:
         """Sends texts that outgrow LongRope's original length back: their keys turn otherwise."""
@@ -392,6 +415,20 @@ class Engine:
             raise ValueError("constraint.allowed() has no token that the text could begin with")
         masks[seat.row] = allowed
         return bool(allowed.any())
+
+
+def _check_ahead(
+    model: Decoder,
+    draft: tuple[Decoder, dict] | None,
+    ahead: int,
+    length: int,
+    mesh: Mesh | None,
+) -> None:
+    if not 1 <= ahead < SMALLEST:
+        raise ValueError(f"ahead={ahead} must be 1 to {SMALLEST - 1} to guess with a draft")
+    if mesh is not None:
+        raise ValueError("an engine on a mesh does not guess ahead: leave mesh or ahead out")
+    check_draft(model, draft, length)
 
 
 def _token(token: int, scores: Scores, alternatives: int) -> Token:

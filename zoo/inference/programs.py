@@ -30,10 +30,12 @@ SCORED = 32
 
 
 class Form(NamedTuple):
-    """Of a cache: tokens that a row has `room` for, and the type that it keeps them in."""
+    """Of a cache: tokens that a row has `room` for, the type that it keeps them in, and how many
+    can be taken back."""
 
     room: int
     dtype: jnp.dtype
+    spare: int = 0
 
 
 class Piece(NamedTuple):
@@ -83,7 +85,8 @@ def begin(
     Returns:
         The cache, the hidden states [1, T, D] and the logits behind the last token, f32[1, V].
     """
-    empty = unstack.init_cache(model, 1, piece.tokens.shape[1], form.room, dtype=form.dtype)
+    sizes = 1, piece.tokens.shape[1], form.room, form.spare
+    empty = unstack.init_cache(model, *sizes, dtype=form.dtype)
     one, hidden, logits = _read(model, params, empty, piece)
     return _settled(caches.insert(cache, piece.row, one)), hidden, logits
 
@@ -117,8 +120,8 @@ def choose(
 ) -> tuple[Words, jax.Array, Scores]:
     """The next token of every row, i32[B], and its scores; those alive take it to their words."""
     token = choose_each(logits, options, words, feed.mask, feed.step)
-    words = _said(words, jnp.arange(token.shape[0]), token, feed.alive)
-    return words, token, _scores(logits, token, feed.scored)
+    words = said(words, jnp.arange(token.shape[0]), token, feed.alive)
+    return words, token, scores(logits, token, feed.scored)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -128,7 +131,7 @@ def choose_first(
     """`choose` for one row i32[]: all but `words` has this row alone."""
     mine = jax.tree.map(lambda t: jax.lax.dynamic_slice_in_dim(t, row, 1), words)
     token = choose_each(logits, options, mine, feed.mask, feed.step)
-    return _said(words, row[None], token, feed.alive), token, _scores(logits, token, feed.scored)
+    return said(words, row[None], token, feed.alive), token, scores(logits, token, feed.scored)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -187,11 +190,12 @@ def _read(
     return out.cache, out.hidden, model.apply(params, last, method="logits")[:, 0]
 
 
-def _said(words: Words, rows: jax.Array, token: jax.Array, alive: jax.Array) -> Words:
+def said(words: Words, rows: jax.Array, token: jax.Array, alive: jax.Array) -> Words:
+    """Words after rows i32[N] have said a token i32[N], where they are alive, bool[N]."""
     return words._replace(made=words.made.at[rows, token].add(alive.astype(jnp.int32)))
 
 
-def _scores(logits: jax.Array, token: jax.Array, scored: jax.Array) -> Scores:
+def scores(logits: jax.Array, token: jax.Array, scored: jax.Array) -> Scores:
     """Scores where any row wants them; a look at every logit is not free."""
     shapes = jax.eval_shape(_scored, logits, token)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -214,7 +218,8 @@ def empty(
     """
     shape = (slots, model.cfg.vocab_size)
     words = Words(jnp.zeros(shape), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
-    cache = unstack.init_cache(model, slots, form.room, form.room, dtype=form.dtype)
+    sizes = slots, form.room, form.room, form.spare
+    cache = unstack.init_cache(model, *sizes, dtype=form.dtype)
     masks = jnp.ones(shape, bool)
     if mesh is not None:
         whole = NamedSharding(mesh, PartitionSpec())

@@ -123,6 +123,8 @@ class Ticket:
         done: nothing more will come.
         error: why the text ended early, if it did.
         cached_tokens: tokens of the prompt that did not have to be read.
+        guessed_tokens: tokens that a draft guessed.
+        accepted_tokens: those of them that were said.
         prompt_logprobs: once the prompt is read and if asked for, a `Token` for each of the
             prompt's; None for the first, which nothing predicts.
     """
@@ -131,7 +133,7 @@ class Ticket:
         self.request = request
         self.done = False
         self.error: Exception | None = None
-        self.cached_tokens = 0
+        self.cached_tokens = self.guessed_tokens = self.accepted_tokens = 0
         self.prompt_logprobs: list[Token | None] | None = None
         self._tokens: collections.deque[Token] = collections.deque()
         self._cancelled = threading.Event()
@@ -171,6 +173,8 @@ class Stats:
         generated_tokens: tokens made.
         prompt_tokens: tokens of prompts whose reading began.
         cached_tokens: those of them that were found in the prefix cache.
+        guessed_tokens: tokens that a draft guessed.
+        accepted_tokens: those of them that were said.
         prefix_hits: requests for which any were.
         prefix_bytes: bytes that the prefix cache holds.
     """
@@ -182,5 +186,7 @@ class Stats:
     generated_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
     prefix_hits: int = 0
     prefix_bytes: int = 0

@@ -89,7 +89,7 @@ def speculate(
     if ahead < 1:
         raise ValueError(f"ahead={ahead} must be at least 1")
     check_prompts(model, prompts, max_new_tokens)
-    _check(model, draft, max(map(len, prompts)) + max_new_tokens + ahead)
+    check_draft(model, draft, max(map(len, prompts)) + max_new_tokens + ahead)
     tokens, lengths = pad(prompts)
     stops = np.atleast_1d(np.asarray(eos, np.int32))
     prepared = unstack.prepare(model, params)
@@ -299,7 +299,8 @@ def _draw(probs: jax.Array, key: jax.Array) -> jax.Array:
     return jax.random.categorical(key, jnp.log(probs), axis=-1).astype(jnp.int32)
 
 
-def _check(model: Decoder, draft: tuple[Decoder, dict] | None, longest: int) -> None:
+def check_draft(model: Decoder, draft: tuple[Decoder, dict] | None, longest: int) -> None:
+    """Raises ValueError where texts of `longest` tokens cannot be guessed ahead, as `speculate`."""
     if draft is None and not model.cfg.mtp:
         raise ValueError("draft=None needs a model with multi-token prediction; it has no mtp")
     models: dict[str, Any] = {"model": model} if draft is None else {

@@ -166,6 +166,7 @@ def start(name: str, parts: Parts, settings: Settings, engine: Engine | None = N
             cache_dtype=kept,
             prefix_bytes=settings.prefix_mib * 2**20,
             mesh=parts.mesh,
+            ahead=settings.ahead,
         )
     engine.warm()
     embedder = None

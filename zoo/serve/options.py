@@ -54,6 +54,7 @@ OPTIONS = (
     Option("drain", int, "seconds that answers have left after SIGTERM", 30),
     Option("dtype", ("float32", "bfloat16"), "of the computation"),
     _limit("cache_dtype", ("float32", "bfloat16", "float8_e4m3fn", "int8"), "what the cache keeps"),
+    _limit("ahead", int, "tokens to guess at a time with the model's own layer of prediction"),
     Option("quantize", ("int8", "int4", "fp8"),
            "round linear maps while loading (docs/quantised.md)"),
     Option("mesh", str, 'devices that a model is laid over, "tensor=8"; the first if unset'),

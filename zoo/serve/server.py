@@ -22,6 +22,8 @@ COUNTERS = {
     "generated_tokens": "Tokens made since the engine began.",
     "prompt_tokens": "Tokens of prompts since the engine began.",
     "cached_tokens": "Those of them that the prefix cache had.",
+    "guessed_tokens": "Tokens that were guessed ahead.",
+    "accepted_tokens": "Those of them that the model said too.",
 }
 
 

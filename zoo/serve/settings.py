@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CHECKS = {
-    "slots": 1, "length": 2, "queue": 0, "prefix_mib": 0, "body_mib": 1, "timeout": 0.001,
-    "body_timeout": 0.001, "embed_tokens": 0,
+    "slots": 1, "length": 2, "ahead": 0, "queue": 0, "prefix_mib": 0, "body_mib": 1,
+    "timeout": 0.001, "body_timeout": 0.001, "embed_tokens": 0,
 }  # fmt: skip
 """The least of each number."""
 
@@ -21,6 +21,8 @@ class Settings:
             4096 if that is more.
         cache_dtype: what keys and values are kept as, int8 for one; None is the type of
             the computation.
+        ahead: tokens to guess at a time with the model's own layer of multi-token prediction; 0
+            guesses none.
         prefix_mib: MiB of memory for what prompts begin with, so that it is read once.
         queue: requests that wait for a slot; one more is answered 429.
         body_mib: MiB of a request.
@@ -35,6 +37,7 @@ class Settings:
     slots: int = 8
     length: int | None = None
     cache_dtype: str | None = None
+    ahead: int = 0
     prefix_mib: int = 256
     queue: int = 64
     body_mib: int = 8
