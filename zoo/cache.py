@@ -124,20 +124,23 @@ def init(
     return jax.jit(lambda: nn.with_logical_constraint(empty(), names))()
 
 
-def logical_axes_of(cache: Cache) -> Cache:
-    """The logical axis names of every buffer of a cache, as tuples; slots and widths have none."""
+def logical_axes_of(cache: Cache, rows: str = "batch") -> Cache:
+    """The logical axis names of every buffer of a cache, as tuples; slots and widths have none.
+
+    `rows` is what its rows are called.
+    """
 
     def named(held: Held) -> Held:
         heads = "heads" if isinstance(held, Recurrent) else "kv_heads"
         by_head = {"k", "v", "state"}
 
         def of_field(field: str, buffer: Buffer) -> Any:
-            first = ("layers", "batch", *((heads,) if field in by_head else ()))
+            first = ("layers", rows, *((heads,) if field in by_head else ()))
             return jax.tree.map(lambda leaf: (*first, *(None,) * (leaf.ndim - len(first))), buffer)
 
         return type(held)(*map(of_field, held._fields, held))
 
-    return Cache(("batch",), jax.tree.map(named, cache.stacks, is_leaf=_is_held))
+    return Cache((rows,), jax.tree.map(named, cache.stacks, is_leaf=_is_held))
 
 
 def init_draft(
@@ -230,9 +233,7 @@ def insert(cache: Cache, row: jax.Array, one: Cache) -> Cache:
 
 def take(cache: Cache, row: jax.Array, length: jax.Array) -> Cache:
     """Row i32[] alone, as the cache of one row that holds `length` i32[] tokens."""
-    cut = functools.partial(
-        jax.lax.dynamic_slice_in_dim, start_index=row, slice_size=1, axis=_batch_axis(cache)
-    )
+    cut = functools.partial(_row, row=row, axis=_batch_axis(cache))
     return Cache(length[None], jax.tree.map(cut, cache.stacks))
 
 
@@ -240,7 +241,7 @@ def take_block(cache: Cache, row: jax.Array, start: jax.Array, size: int) -> dic
     """Slots start to start + size of row i32[], of all layers that have slots for all tokens."""
 
     def cut(whole: jax.Array) -> jax.Array:
-        one = jax.lax.dynamic_slice_in_dim(whole, row, 1, _batch_axis(cache))
+        one = _row(whole, row, _batch_axis(cache))
         return jax.lax.dynamic_slice_in_dim(one, start, size, whole.ndim - 2)
 
     return _by_kind(lambda held: None if is_state(held) else jax.tree.map(cut, held), cache.stacks)
@@ -302,6 +303,15 @@ def rewinds(cfg: Config) -> bool:
 def _batch_axis(cache: Cache) -> int:
     """Of its buffers: a stack is a dictionary of buffers that lead with L, or a tuple of L."""
     return 0 if any(isinstance(stack, tuple) for stack in cache.stacks.values()) else 1
+
+
+def _row(buffer: jax.Array, row: jax.Array, axis: int) -> jax.Array:
+    """Row i32[] alone. Where devices share rows, a slice would bring all of them to each."""
+    if not nn.get_logical_axis_rules():
+        return jax.lax.dynamic_slice_in_dim(buffer, row, 1, axis)
+    mine = jax.lax.broadcasted_iota(jnp.int32, buffer.shape, axis) == row
+    nothing = jnp.zeros((), buffer.dtype)
+    return jnp.where(mine, buffer, nothing).sum(axis, keepdims=True, dtype=buffer.dtype)
 
 
 def _by_kind(function: Callable[..., Any], stacks: dict, *others: dict) -> dict:

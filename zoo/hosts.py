@@ -26,6 +26,9 @@ TIMEOUT = 60
 START_TIMEOUT = 300
 """Seconds that processes wait for each other at the start."""
 
+PIECE, HEADER = 4096, 8
+"""Bytes of a piece of a message, and those at its beginning that say how long the message is."""
+
 AUTO = "auto"
 """The coordinator where JAX is to find the others, on a machine that `is_cluster` cannot tell."""
 
@@ -100,6 +103,29 @@ def agree(value: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def tell(message: bytes | None) -> bytes:
+    """The first process's message, for all; the others give None.
+
+    It goes in pieces of one size, so that one program serves all of them.
+    """
+    if jax.process_count() == 1:
+        return message
+    from jax.experimental import multihost_utils
+
+    def piece(start: int) -> np.ndarray:
+        part = np.zeros(PIECE, np.uint8)
+        known = framed[start : start + PIECE]
+        part[: len(known)] = np.frombuffer(known, np.uint8)
+        return np.asarray(multihost_utils.broadcast_one_to_all(part), np.uint8)
+
+    framed = b"" if message is None else len(message).to_bytes(HEADER, "little") + message
+    got = piece(0).tobytes()
+    size = HEADER + int.from_bytes(got[:HEADER], "little")
+    while len(got) < size:
+        got += piece(len(got)).tobytes()
+    return got[HEADER:size]
 
 
 def largest(value: int) -> int:

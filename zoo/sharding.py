@@ -31,7 +31,7 @@ AXES = ("data", "fsdp", "expert", "tensor", "context", "stage")
 
 LOGICAL_AXES = (
     "vocab", "embed", "heads", "kv_heads", "groups", "head_dim", "mlp", "experts", "rank", "layers",
-    "norm", "batch", "length", "act_embed", "act_heads", "act_mlp", "act_experts",
+    "norm", "batch", "rows", "length", "act_embed", "act_heads", "act_mlp", "act_experts",
 )  # fmt: skip
 
 _FSDP: Rules = {"embed": "fsdp", "rank": "fsdp"}
@@ -253,7 +253,7 @@ def shardings(cfg: Config, mesh: Mesh | AbstractMesh, rules: str | Rules | None 
     rules = find_rules(rules)
     _check_mesh_axes(rules, mesh)
     uneven: dict[tuple, str] = {}
-    stages = _parts(mesh, rules.get("layers"))
+    stages = parts_of(mesh, rules.get("layers"))
     some_divides = any(stack.repeats % stages == 0 for stack in cfg.stacks)
 
     def place(path, logical: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -261,7 +261,7 @@ def shardings(cfg: Config, mesh: Mesh | AbstractMesh, rules: str | Rules | None 
         if "layers" in logical and some_divides and leaf.shape[0] % stages:
             spec = PartitionSpec(None, *spec[1:])  # as `zoo.pipeline.divides` decides
         for size, name, axes in zip(leaf.shape, logical, spec, strict=True):
-            if size % _parts(mesh, axes):
+            if size % parts_of(mesh, axes):
                 uneven.setdefault((name, size, axes), _path(path))
         return NamedSharding(mesh, spec)
 
@@ -322,7 +322,7 @@ def batch_sharding(mesh: Mesh, rules: str | Rules | None, rows: int) -> NamedSha
     rules = find_rules(rules)
     _check_mesh_axes(rules, mesh)
     spec = partition_spec(("batch", "length"), rules)
-    parts = _parts(mesh, spec[0])
+    parts = parts_of(mesh, spec[0])
     if rows % parts:
         less = f"{rows - rows % parts} or " if rows > parts else ""
         raise ValueError(
@@ -365,7 +365,7 @@ def _check_mesh_axes(rules: Rules, mesh: Mesh | AbstractMesh) -> None:
 
 
 def _uneven(mesh: Mesh | AbstractMesh, name: str, size: int, axes: Axes, where: str) -> str:
-    parts = _parts(mesh, axes)
+    parts = parts_of(mesh, axes)
     divisors = [n for n in range(1, size + 1) if size % n == 0]
     near = [max(n for n in divisors if n < parts), *(n for n in divisors if n > parts)][:2]
     return (
@@ -380,7 +380,8 @@ def _sizes(mesh: Mesh | AbstractMesh, axes: Axes) -> str:
     return " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
 
 
-def _parts(mesh: Mesh | AbstractMesh, axes: Axes) -> int:
+def parts_of(mesh: Mesh | AbstractMesh, axes: Axes) -> int:
+    """How many parts some axes of a mesh cut an axis of an array into."""
     return math.prod(mesh.shape[axis] for axis in as_tuple(axes))
 
 

@@ -263,12 +263,18 @@ def test_nothing_compiles_once_warm(compiled):
 
 
 def test_devices_share_a_model(small):
-    """Heads and experts over a mesh; and nothing compiles again once the cache was passed on."""
+    """Rows, heads and experts over a mesh; and nothing compiles again once the cache was passed
+    on."""
     model, params = small
-    mesh = zoo.make_mesh("fsdp=2,tensor=2,expert=2")
+    mesh = zoo.make_mesh("data=2,tensor=2,expert=2")
     rules = {**sharding.find_rules(), "vocab": None}  # 97 does not divide
     placed = jax.device_put(params, sharding.shardings(model.cfg, mesh, rules))
-    served = engine(model, placed, mesh=mesh, rules=rules, prefix_bytes=2**24)
+    with pytest.raises(ValueError, match="rows does not divide over data=2 x expert=2: 4 would"):
+        engine(model, placed, mesh=mesh, rules=rules)
+    served = engine(model, placed, slots=4, mesh=mesh, rules=rules, prefix_bytes=2**24)
+    rows = {leaf.addressable_shards[0].data.shape[1] for leaf in jax.tree.leaves(
+        served._batch._cache.stacks)}  # fmt: skip
+    assert rows == {1}
     requests = [Request(p, NEW, logprobs=0) for p in PROMPTS]
     texts = staggered(served, requests)
     assert is_greedy(model, params, PROMPTS, texts)

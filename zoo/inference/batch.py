@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from zoo import cache as caches
 from zoo import sharding
+from zoo.axes import Axes
 from zoo.decoder import Decoder
 from zoo.inference import ahead, programs, unstack
 from zoo.inference.ahead import Step
@@ -63,8 +64,9 @@ class Batch:
             self._plan = ahead.Plan(guesser[0], draft is None, guesses)
             self._draft_params = guesser[1]
         self._mesh, self._slots = mesh, slots
+        shared = _shared_by(mesh, sharding.find_rules(rules), slots)
         # Prompts are read one by one, and a single row has no batch to share out.
-        self._rules = {**sharding.find_rules(rules), "batch": None}
+        self._rules = {**sharding.find_rules(rules), "batch": None, "rows": shared}
         self._vocab = model.cfg.vocab_size
         self.room = -(-length // SMALLEST) * SMALLEST + SMALLEST
         kept = jnp.dtype(model.dtype if cache_dtype is None else cache_dtype)
@@ -101,11 +103,12 @@ class Batch:
         self.reset()
 
     @contextlib.contextmanager
-    def placed(self) -> Iterator[None]:
-        """On the mesh, if there is one."""
+    def placed(self, *, together: bool = False) -> Iterator[None]:
+        """On the mesh, if there is one; `together` if programs take all rows, and not one."""
         with contextlib.ExitStack() as stack:
             if self._mesh is not None:
-                stack.enter_context(sharding.use(self._mesh, self._rules))
+                batch = self._rules["rows"] if together else None
+                stack.enter_context(sharding.use(self._mesh, {**self._rules, "batch": batch}))
             yield
 
     def seat(self, row: int, request: Request) -> None:
@@ -215,7 +218,9 @@ class Batch:
                 self._cache, self._words, self._behind, newest, self._options, feed,
             )  # fmt: skip
             return jax.device_get(found)
-        self._cache, logits = programs.decode(self._model, self._params, self._cache, newest, alive)
+        with self.placed(together=True):
+            read = self._cache, newest, alive
+            self._cache, logits = programs.decode(self._model, self._params, *read)
         self._words, *found = programs.choose(self._words, logits, self._options, feed)
         tokens, scores = jax.tree.map(lambda t: t[:, None], jax.device_get(tuple(found)))
         return Step(tokens, np.ones(len(tokens), np.int32), scores)
@@ -230,6 +235,19 @@ class Batch:
         values = _option_values(request, self._vocab)
         for array, value in zip(self._options, values, strict=True):
             array[row] = value
+
+
+def _shared_by(mesh: Mesh | None, rules: Rules, slots: int) -> Axes:
+    """The mesh axes that share the rows: those of a batch, or none where slots do not divide.
+
+    Raises:
+        ValueError: then there would be nothing to do for an axis `data`.
+    """
+    if mesh is None or not slots % sharding.parts_of(mesh, rules.get("batch")):
+        return rules.get("batch")
+    if mesh.shape["data"] > 1:
+        sharding.batch_sharding(mesh, rules, slots)
+    return None
 
 
 def at(scores: Scores, *i: int) -> Scores:

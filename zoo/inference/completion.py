@@ -153,7 +153,7 @@ class Runner:
                 self._jobs = [job for job in self._jobs if not job.done]
             self._after_step()
             if not worked:
-                self._work.wait()
+                self._work.wait(self.engine.idle)
 
     def _step(self) -> bool:
         before = self.load

@@ -63,7 +63,13 @@ class _Seat:
 
 
 class Engine:
-    """A model that serves requests in turns; see the module."""
+    """A model that serves requests in turns; see the module.
+
+    Attributes:
+        idle: seconds after which to step though there is nothing to do; None is never.
+    """
+
+    idle: float | None = None
 
     def __init__(
         self,
@@ -91,8 +97,8 @@ class Engine:
             chunk: tokens of prompts that are read between two steps: a power of two.
             prefix_bytes: of memory for what prompts begin with, so that it is read once.
             cache_dtype: what the cache keeps, int8 for instance; None is the model's.
-            mesh: of `params`, if they are on several devices. Rows are not shared out: an axis that
-                only batches use has to be 1, since an engine per part of the devices does more.
+            mesh: of `params`, if they are on several devices. They share the rows as `rules` have
+                `batch` if slots divide by them; else all have all rows, and `data` has to be 1.
             rules: of `zoo.sharding` for it.
             draft: a small model of the same vocabulary and its parameters, to guess with; None is
                 the model's own first layer of multi-token prediction.
@@ -211,14 +217,17 @@ class Engine:
 
     def _leave_cancelled(self) -> None:
         for seat in filter(None, self._seats):
-            if seat.ticket.cancelled:
+            if self._gave_up(seat.ticket):
                 self._leave(seat)
         with self._lock:
-            gone = [ticket for ticket in self._queue if ticket.cancelled]
+            gone = [ticket for ticket in self._queue if self._gave_up(ticket)]
             for ticket in gone:
                 self._queue.remove(ticket)
         for ticket in gone:
             self._end(ticket)
+
+    def _gave_up(self, ticket: Ticket) -> bool:
+        return ticket.cancelled
 
     def _admit(self) -> None:
         """Seats those who wait, as long as there are slots."""

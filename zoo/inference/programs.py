@@ -10,7 +10,7 @@ Axes: B slots of the engine, T tokens of a piece, D embedding, V vocabulary, N a
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -119,9 +119,10 @@ def choose(
     words: Words, logits: jax.Array, options: Options, feed: Feed
 ) -> tuple[Words, jax.Array, Scores]:
     """The next token of every row, i32[B], and its scores; those alive take it to their words."""
+    logits = _whole(logits)
     token = choose_each(logits, options, words, feed.mask, feed.step)
     words = said(words, jnp.arange(token.shape[0]), token, feed.alive)
-    return words, token, scores(logits, token, feed.scored)
+    return _whole((words, token, scores(logits, token, feed.scored)))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -130,8 +131,10 @@ def choose_first(
 ) -> tuple[Words, jax.Array, Scores]:
     """`choose` for one row i32[]: all but `words` has this row alone."""
     mine = jax.tree.map(lambda t: jax.lax.dynamic_slice_in_dim(t, row, 1), words)
+    logits = _whole(logits)
     token = choose_each(logits, options, mine, feed.mask, feed.step)
-    return said(words, row[None], token, feed.alive), token, scores(logits, token, feed.scored)
+    words = said(words, row[None], token, feed.alive)
+    return _whole((words, token, scores(logits, token, feed.scored)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -144,14 +147,14 @@ def score(model: Decoder, params: dict, hidden: jax.Array, targets: jax.Array) -
         found = _scored(logits, target[None])
         return jax.tree.map(lambda t: t[0], found)
 
-    return jax.lax.map(one, (hidden[0], targets), batch_size=SCORED)
+    return _whole(jax.lax.map(one, (hidden[0], targets), batch_size=SCORED))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def seat(words: Words, row: jax.Array, bias: jax.Array, asked: jax.Array) -> Words:
     """Words with a new text in a row: its bias f32[V], asked bool[V], and nothing made."""
     made = words.made.at[row].set(0)
-    return Words(words.bias.at[row].set(bias), made, words.asked.at[row].set(asked))
+    return _whole(Words(words.bias.at[row].set(bias), made, words.asked.at[row].set(asked)))
 
 
 take_block = jax.jit(caches.take_block, static_argnums=3)
@@ -214,24 +217,33 @@ def empty(
 ) -> tuple[Cache, Words, jax.Array]:
     """A cache of `slots` rows, their words, and masks that allow everything.
 
-    They live with the parameters: on a mesh, heads where those of keys and values are.
+    They live with the parameters: on a mesh, rows as the rules have `rows`, heads as `kv_heads`.
     """
-    shape = (slots, model.cfg.vocab_size)
-    words = Words(jnp.zeros(shape), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
-    sizes = slots, form.room, form.room, form.spare
-    cache = unstack.init_cache(model, *sizes, dtype=form.dtype)
-    masks = jnp.ones(shape, bool)
+    shape, sizes = (slots, model.cfg.vocab_size), (slots, form.room, form.room, form.spare)
+
+    def made() -> tuple[Cache, Words, jax.Array]:
+        cache = unstack.init_cache(model, *sizes, dtype=form.dtype)
+        words = Words(jnp.zeros(shape), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
+        return cache, words, jnp.ones(shape, bool)
+
     if mesh is not None:
-        whole = NamedSharding(mesh, PartitionSpec())
-        cache = jax.device_put(cache, cache_shardings(cache, mesh, rules))
-        return cache, *jax.device_put((words, masks), whole)
+        shared, whole = {**rules, "batch": rules["rows"]}, NamedSharding(mesh, PartitionSpec())
+        cache = cache_shardings(jax.eval_shape(made)[0], mesh, shared)
+        return jax.jit(made, out_shardings=(cache, whole, whole))()
     leaf = jax.tree.leaves(params)[0]
     home = leaf.sharding if isinstance(leaf, jax.Array) else jax.devices()[0]
-    return jax.device_put((cache, words, masks), home)
+    return jax.device_put(made(), home)
 
 
 def _settled(cache: Cache) -> Cache:
     """The cache where `empty` put it, so that programs find it as they left it."""
     if not nn.get_logical_axis_rules():
         return cache
-    return nn.with_logical_constraint(cache, caches.logical_axes_of(cache))
+    return nn.with_logical_constraint(cache, caches.logical_axes_of(cache, "rows"))
+
+
+def _whole(tree: Any) -> Any:
+    """The same arrays, on a mesh whole on every device: each host reads them, few are large."""
+    if not nn.get_logical_axis_rules():
+        return tree
+    return nn.with_logical_constraint(tree, jax.tree.map(lambda leaf: (None,) * leaf.ndim, tree))
