@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -173,6 +174,10 @@ class Checkpoints:
             SaveError: what was being written could not be.
         """
         try:
+            while jax.process_count() > 1 and self._manager.is_saving_in_progress():
+                if _lost:
+                    raise _lost[0]
+                time.sleep(_GLANCE)
             self._manager.wait_until_finished()
         except Exception as e:
             raise self._failed(e) from e
@@ -387,6 +392,21 @@ def _flat(tree: Any, where: str = "") -> dict[str, Any]:
     }
 
 
+_GLANCE = 0.05
+"""Seconds between two looks at a save that all processes work on."""
+
+_lost: list[BaseException] = []
+"""What this process could not write. Orbax tells so only once all processes have written; it logs
+it at once."""
+
+
+def _notice(record: logging.LogRecord) -> bool:
+    """Remembers what a thread of Orbax failed at."""
+    if record.threadName == "async_save" and record.exc_info and record.exc_info[1]:
+        _lost.append(record.exc_info[1])
+    return True
+
+
 def _mute(record: logging.LogRecord) -> bool:
     """Orbax tells a screenful per save, and warns of those without metrics, which are meant so."""
     if "orbax" not in record.pathname:
@@ -395,4 +415,5 @@ def _mute(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING and not expected
 
 
+logging.getLogger("absl").addFilter(_notice)
 logging.getLogger("absl").addFilter(_mute)
