@@ -25,12 +25,16 @@ CHILD = "-m", "tests.training.hosts_child"
 CONFIG = f"--config={hosts_config.__file__}"
 
 
-def launch(*command: object, bytes_of_second: int | None = None) -> list[subprocess.Popen]:
-    """Two processes with two devices each; the second may write files of so many bytes only."""
+def free_address() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, *map(str, command), f"--coordinator={address}", "--processes=2"]
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def launch(*command: object, bytes_of_second: int | None = None) -> list[subprocess.Popen]:
+    """Two processes with two devices each; the second may write files of so many bytes only."""
+    address = f"--coordinator={free_address()}"
+    command = [sys.executable, *map(str, command), address, "--processes=2"]
     env = os.environ | {
         "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)
     }  # fmt: skip
