@@ -36,10 +36,10 @@ LATENT = dict(
     model_type="deepseek_v3", vocab_size=VOCAB, hidden_size=512, intermediate_size=1408,
     num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8, q_lora_rank=256,
     kv_lora_rank=128, qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64,
-    first_k_dense_replace=8, n_routed_experts=8, n_group=1, topk_group=1, num_experts_per_tok=2,
+    first_k_dense_replace=7, n_routed_experts=8, n_group=1, topk_group=1, num_experts_per_tok=2,
     moe_intermediate_size=256, max_position_embeddings=2048, tie_word_embeddings=False,
 )  # fmt: skip
-"""The dense model with DeepSeek-V3's latent attention in place of Llama's."""
+"""The dense model with DeepSeek-V3's latent attention; the last layer has experts: one has to."""
 
 
 def pair(shape: dict, **hf: Any) -> tuple[zoo.Decoder, dict, Any]:
