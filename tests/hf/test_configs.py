@@ -218,6 +218,13 @@ def test_a_config_that_its_family_cannot_express():
         models.config_to_hf(dataclasses.replace(cfg, family="qwen3_moe"))
 
 
+def test_a_family_of_experts_cannot_express_a_model_without():
+    cfg = models.config("deepseek-v3")
+    dense = dataclasses.replace(cfg, stacks=cfg.stacks[:1], mtp=())
+    with pytest.raises(ValueError, match=r"deepseek_v3 cannot express.*no layer of a kind"):
+        models.config_to_hf(dense)
+
+
 def test_stacks_may_group_layers_otherwise():
     hf = {**QWEN3_30B, "num_hidden_layers": 4, "decoder_sparse_step": 2}
     cfg = models.config_from_hf(hf)

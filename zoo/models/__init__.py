@@ -248,7 +248,8 @@ def config_to_hf(cfg: Config) -> dict:
         hf = {"architectures": [found.architecture], "model_type": found.model_type}
         hf |= found.to_hf(cfg)
     except (AttributeError, StopIteration, IndexError) as e:
-        raise ValueError(f"{cfg.family} cannot express this Config: {e}") from e
+        reason = str(e) or "it has no layer of a kind that the family's files always describe"
+        raise ValueError(f"{cfg.family} cannot express this Config: {reason}") from e
     difference = _difference(_flat(cfg), _flat(found.from_hf(hf)))
     if difference:
         raise ValueError(f"{cfg.family} cannot express this Config: {difference}")
