@@ -4,21 +4,26 @@ With `--tasks`, runs tasks of lm-evaluation-harness instead (`docs/evaluation.md
 
     python eval.py --model=runs/quickstart
     python eval.py --model=runs/quickstart/hf --config=configs/quickstart.py --split=test
-    python eval.py --model=path/to/hf --config=configs/quickstart.py
-    --config.data.files='("*.txt",)'
+    python eval.py --model=path/to/hf --config=configs/quickstart.py \\
+        --config.data.source=glob --config.data.files='("*.txt",)'
     python eval.py --model=path/to/hf --tasks=arc_easy,wikitext
 
 A run is measured on the data of its settings; a folder needs `--config`, of which only `data`,
-`dtype`, `mesh` and `rules` are used. Text is read with the tokenizer of the model.
+`dtype`, `mesh` and `rules` are used; `--mesh` and `--rules` replace these. Text is read with the
+tokenizer of the model.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from zoo.training.flags import fail, parse_flags
+from zoo import options
+from zoo.inference import tasks
+from zoo.training.flags import fail, run
 from zoo.training.launch import joined
 
 MODEL = flags.DEFINE_string("model", None, "A run's working directory, or a Hugging Face folder.")
@@ -27,16 +32,11 @@ SPLIT = flags.DEFINE_string("split", "validation", "train, validation or test.")
 BATCHES = flags.DEFINE_integer(
     "batches", None, "At most so many batches; all of the split if unset."
 )
-WHICH = flags.DEFINE_enum("which", "latest", ["best", "latest"], "Which checkpoint of a run.")
-OUT = flags.DEFINE_string("out", None, "A file for the JSON; standard output if unset.")
 CACHE = flags.DEFINE_string(
     "cache_dir", None, "Prepared data; $ZOO_CACHE or ~/.cache/zoo if unset."
 )
-MESH = flags.DEFINE_string("mesh", None, "Where to measure; the mesh of the settings if unset.")
-TASKS = flags.DEFINE_list("tasks", [], "Tasks of lm-evaluation-harness, of which all is measured.")
-INCLUDE = flags.DEFINE_string("include_path", None, "A folder of further tasks, YAML files.")
-FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each question of a task.")
-LIMIT = flags.DEFINE_integer("limit", None, "At most so many documents of a task.")
+options.define(flags, tasks.OPTIONS)
+flags.adopt_module_key_flags(options)
 flags.mark_flag_as_required("model")
 
 
@@ -50,35 +50,29 @@ def main(argv: list[str]) -> None:
 def report() -> None:
     from zoo import hosts
 
+    said = {option.name: flags.FLAGS[option.name].value for option in tasks.OPTIONS}
     try:
-        found = run_tasks() if TASKS.value else measure_text()
+        found = tasks.run(MODEL.value, said) if said["tasks"] else measure_text(said)
     except (ValueError, OSError) as e:
         fail(e, status=2)
     if not hosts.is_first():
         return
     text = json.dumps(found, indent=2, default=str)
-    if OUT.value is None:
+    if said["out"] is None:
         print(text)
     else:
-        Path(OUT.value).write_text(text + "\n")
+        Path(said["out"]).write_text(text + "\n")
 
 
-def measure_text() -> dict:
+def measure_text(said: Mapping[str, Any]) -> dict:
     from zoo.training.measure import measure
 
+    tasks.check_unused(said)
     return measure(
-        MODEL.value, CONFIG.value, SPLIT.value, BATCHES.value, WHICH.value, CACHE.value, MESH.value
-    )
-
-
-def run_tasks() -> dict:
-    from zoo.inference.harness import evaluate
-
-    return evaluate(
-        MODEL.value, TASKS.value, num_fewshot=FEWSHOT.value, limit=LIMIT.value,
-        include_path=INCLUDE.value, which=WHICH.value,
+        MODEL.value, CONFIG.value, SPLIT.value, BATCHES.value, said["which"], CACHE.value,
+        said["mesh"], said["rules"],
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    run(main)

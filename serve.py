@@ -9,14 +9,15 @@
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
+import zoo.options
 from zoo.serve import options
-from zoo.training.flags import fail, parse_flags
+from zoo.training.flags import fail, run
 
 DIR = flags.DEFINE_string("dir", None, "A Hugging Face folder, a repo id of the Hub, or a run.")
-options.define(flags)
-flags.adopt_module_key_flags(options)
+zoo.options.define(flags, options.OPTIONS)
+flags.adopt_module_key_flags(zoo.options)
 
 
 def main(argv: list[str]) -> None:
@@ -31,4 +32,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    run(main)

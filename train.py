@@ -10,10 +10,10 @@ Face folder. On several hosts the same command runs on each (`docs/hosts.md`).
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from zoo.training.flags import fail, parse_flags
+from zoo.training.flags import fail, run
 from zoo.training.launch import joined
 from zoo.training.memory import computes_on_cpu, keep_freed_memory
 
@@ -77,4 +77,4 @@ def describe(summary: dict) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    run(main)

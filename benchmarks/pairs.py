@@ -39,7 +39,7 @@ LATENT = dict(
     first_k_dense_replace=7, n_routed_experts=8, n_group=1, topk_group=1, num_experts_per_tok=2,
     moe_intermediate_size=256, max_position_embeddings=2048, tie_word_embeddings=False,
 )  # fmt: skip
-"""The dense model with DeepSeek-V3's latent attention; the last layer has experts: one has to."""
+"""The dense model with DeepSeek-V3's latent attention; the last layer has experts."""
 
 
 def pair(shape: dict, **hf: Any) -> tuple[zoo.Decoder, dict, Any]:

@@ -43,7 +43,11 @@ def main():
     manifest = json.loads((args.folder / "manifest.json").read_text())
     if len(args.tokens) + args.new > manifest["length"]:
         parser.error(f"the programs are for texts of up to {manifest['length']} tokens")
+    if not all(0 <= token < manifest["vocab_size"] for token in args.tokens):
+        parser.error(f"--tokens must be below {manifest['vocab_size']}")
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if platform not in manifest["programs"]:
+        parser.error(f"there are programs for {', '.join(manifest['programs'])}, not {platform}")
     programs = {}
     for name, file in manifest["programs"][platform].items():
         exported = export.deserialize(bytearray((args.folder / file).read_bytes()))

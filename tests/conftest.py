@@ -11,7 +11,12 @@ from pathlib import Path
 _CACHE = Path(tempfile.gettempdir()) / f"zoo-test-cache-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+for _name in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # what is compared with plain text
+    os.environ.pop(_name, None)
+for _name in ("NO_PROXY", "no_proxy"):  # servers of this machine are asked directly
+    os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "127.0.0.1,localhost")))
 _DEVICES = ("nvidia[0-9]*", "accel*", "vfio/*")
 if not any(any(Path("/dev").glob(name)) for name in _DEVICES):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # or libtpu says at length that it has no TPU
@@ -23,8 +28,21 @@ import pytest
 
 import zoo
 from tests import examples
+from tests.hf.cases import CASES
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+_QUICK = jax.config.read("jax_disable_most_optimizations")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item) -> None:
+    """Most tests compute little and compile much: machine code is optimised for those that ask.
+
+    `JAX_DISABLE_MOST_OPTIMIZATIONS=0` in the environment optimises for all.
+    """
+    quick = _QUICK and item.get_closest_marker("optimised") is None
+    jax.config.update("jax_disable_most_optimizations", quick)
 
 
 @pytest.fixture(scope="session", params=list(examples.CONFIGS))
@@ -62,6 +80,24 @@ def pytest_runtest_logfinish() -> None:
         if many:
             jax.clear_caches()
             gc.collect()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One worker runs the tests of a case, or of a file: what they share is made and compiled once.
+
+    By names of tests, since pytest 9.2 does not look where xdist 3.8 notes a group. libtpu, which
+    wants to be alone on a machine, is used by one file only, those marked `full` aside.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByCase(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            case = nodeid.rpartition("[")[2].rstrip("]").split("-")[0]
+            known = case in examples.CONFIGS or case in CASES
+            return case if known else nodeid.split("::")[0]
+
+    return ByCase(config, log)
 
 
 def pytest_report_header() -> str:

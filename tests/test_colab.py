@@ -6,6 +6,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.waiting import LONG
+
 NOTEBOOK = Path(__file__).parent.parent / "colab" / "quickstart.ipynb"
 
 
@@ -18,7 +20,8 @@ def outputs(tmp_path_factory) -> str:
         patch.setenv("JAX_PLATFORMS", "cpu")
         book = nbformat.read(NOTEBOOK, as_version=4)
         here = {"metadata": {"path": NOTEBOOK.parent}}
-        NotebookClient(book, timeout=600, resources=here).execute()
+        patient = dict(timeout=600, startup_timeout=LONG, iopub_timeout=LONG)
+        NotebookClient(book, **patient, resources=here).execute()
     said = []
     for cell in book.cells:
         for output in cell.get("outputs", ()):

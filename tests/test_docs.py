@@ -15,13 +15,34 @@ from tests.examples import CONFIGS, random_params
 ROOT = Path(__file__).parent.parent
 
 
-def blocks(name: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
+def blocks(name: str, folder: str = "docs") -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / folder / name).read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize("block", blocks("parts.md"), ids=["module", "functions", "nnx"])
 def test_parts_of_the_guide_run(block):
     exec(compile(block, "docs/parts.md", "exec"), {"__name__": "guide"})
+
+
+def test_readme_runs(tmp_path, monkeypatch, capsys):
+    """Its lines keep what they promise: the folder that they write is the one that they read."""
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("README.md", "")
+    scope, folder = {}, str(ROOT / "tests" / "golden" / "llama")
+    exec(compile(block.replace("path/to/hf-folder", folder), "README.md", "exec"), scope)
+    assert scope["report"].exact
+    assert scope["grads"].keys() == {"params"}
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_are_named_are_there(name):
+    text = (ROOT / name).read_text()
+    linked = re.findall(r"\]\(([^)#:]+)\)", text)
+    named = re.findall(r"`((?:configs|colab|tests|zoo|docs)/[\w./]+)`", text)
+    assert named
+    known = [path for path in (*linked, *named) if "NAME" not in path]
+    assert not [path for path in known if not (ROOT / path).exists()]
 
 
 def test_sketch_guide_runs():
@@ -46,6 +67,15 @@ def test_meshes_guide_runs():
     assert scope["rules"]["kv_heads"] is None
     same = zip(*map(jax.tree.leaves, (scope["ckpt"].params, scope["fresh"])), strict=True)
     assert all(a.sharding == b.sharding for a, b in same)
+
+
+def test_finetune_guide_runs():
+    (block,) = blocks("finetune.md")
+    scope, folder = {}, str(ROOT / "tests" / "golden" / "llama")
+    exec(compile(block.replace("path/to/hf-folder", folder), "docs/finetune.md", "exec"), scope)
+    assert scope["step"](scope["learnt"], scope["frozen"])[0] < scope["before"]
+    plain = zoo.load(folder).params
+    assert jax.tree.map(jax.numpy.shape, scope["plain"]) == jax.tree.map(jax.numpy.shape, plain)
 
 
 def test_engine_guide_runs(capsys):

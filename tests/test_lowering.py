@@ -26,12 +26,10 @@ def one_per_family() -> list[str]:
 def test_lowers_for_gpu_and_tpu(name):
     cfg = config_from_hf(FOLDER / name)
     model = zoo.Decoder(cfg, dtype=jnp.bfloat16)
-    tokens = jax.ShapeDtypeStruct((1, 16), jnp.int32)
+    inputs = shapes(cfg), jax.ShapeDtypeStruct((1, 16), jnp.int32)
 
     def program():
-        return jax.jit(lambda params, tokens: model.apply(params, tokens).logits).trace(
-            shapes(cfg), tokens
-        )
+        return jax.jit(lambda params, tokens: model.apply(params, tokens).logits).trace(*inputs)
 
     tpu = program().lower(lowering_platforms=("tpu",)).as_text()
     with gpu_to_lower_for():

@@ -10,7 +10,8 @@ import pytest
 
 import zoo
 from tests.examples import random_params
-from zoo import pipeline, sharding
+from zoo import pipeline, sharding, stacks
+from zoo.training import losses
 from zoo.training.settings import Balance
 from zoo.training.step import create_state, make_step, state_shardings
 
@@ -79,6 +80,17 @@ def test_every_schedule_runs_all_layers_in_order(stages, rounds, microbatches, r
     assert program.memory_analysis().temp_size_in_bytes < 2 * w.nbytes
 
 
+def test_gradients_in_bfloat16_add_up_over_stages(rng):
+    """XLA on CPU ends the process at a sum of bfloat16 over some axes of a mesh."""
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / 4, jnp.bfloat16)  # noqa: E731
+    inputs = draw(2, 16, 16), draw(8, 16), draw(8, 16)
+    want = toy_loss(lambda w, x, c: jax.lax.scan(lambda x, w: toy(w, x, c), x, w))(*inputs)
+    with sharding.use(zoo.make_mesh("stage=2,fsdp=4")):
+        got = toy_loss(lambda *args: pipeline.run(toy, *args, 2))(*inputs)
+    assert got[1][1].dtype == jnp.bfloat16
+    close(*(jax.tree.map(np.float32, found) for found in (got, want)), 0.05)
+
+
 def test_a_train_step_in_stages_equals_one_device():
     """Losses, gradient norm, parameters and routers' balance after three steps of SGD."""
     mesh, batch = zoo.make_mesh("stage=2,data=2,fsdp=2"), rows()
@@ -97,6 +109,7 @@ def test_a_train_step_in_stages_equals_one_device():
     model = zoo.Decoder(CONFIG, remat=jax.checkpoint_policies.nothing_saveable, rounds=2)
     with sharding.use(mesh):
         got = train(model, state_shardings(model, optimizer, mesh))
+        assert losses._sharing() == 4  # each stage has the logits of all rows
     shard = got[0]["params"]["stack_1"]["layer_0"]["attn"]["q"]["w"].addressable_shards[0]
     assert shard.data.shape[0] == 4 // 2
     close(got, want, 2e-5)
@@ -155,5 +168,16 @@ def test_stages_and_shared_rows_together_are_refused():
     model = zoo.Decoder(CONFIG)
     with sharding.use(zoo.make_mesh("stage=4,context=2")):
         params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
-        with pytest.raises(ValueError, match="context=2: stage=4 cannot share rows"):
+        with pytest.raises(ValueError, match="stage=4, context=2: layers in stages cannot share"):
             jax.eval_shape(model.apply, params, jax.ShapeDtypeStruct((8, 12), jnp.int32))
+
+
+@pytest.mark.parametrize("axes", ["fsdp=2, expert=2", "fsdp=2, tensor=2"])
+def test_experts_that_would_end_the_process_are_refused(monkeypatch, axes):
+    """XLA fails a check over them where JAX cannot lay out activations in a stage."""
+    monkeypatch.setattr(stacks, "LAYS_OUT", False)
+    model = zoo.Decoder(CONFIG)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    says = f"stage=2: JAX .* cannot cut experts over {axes} in stages: update JAX"
+    with sharding.use(zoo.make_mesh(f"stage=2,{axes}")), pytest.raises(ValueError, match=says):
+        jax.eval_shape(model.apply, params, jax.ShapeDtypeStruct((8, 12), jnp.int32))

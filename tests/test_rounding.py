@@ -10,7 +10,11 @@ import pytest
 import zoo
 from tests.examples import CONFIGS, random_params
 from zoo import kernels, quantized_cpu
-from zoo.quantized import Quantized
+from zoo.axes import rules_in_force
+from zoo.describe import shapes
+from zoo.inference import generate, unstack
+from zoo.inference.sampling import from_options
+from zoo.quantized import E4M3, Quantized, each_quantized
 from zoo.rounding import METHODS, encode, method, place, quantize
 
 IS_NODE = {"is_leaf": lambda value: isinstance(value, Quantized)}
@@ -18,11 +22,7 @@ IS_NODE = {"is_leaf": lambda value: isinstance(value, Quantized)}
 
 def dequantized(params):
     """The floats that quantised parameters stand for."""
-
-    def floats(leaf):
-        return leaf.dequantize(jnp.float32) if isinstance(leaf, Quantized) else leaf
-
-    return jax.tree.map(floats, params, **IS_NODE)
+    return each_quantized(lambda leaf: leaf.dequantize(jnp.float32), params)
 
 
 def node(w, name, group=None):
@@ -57,7 +57,13 @@ def test_rounds_to_nearest_within_half_a_step(rng, name, group, bits):
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize(
     ("name", "group", "integer"),
-    [("int8", None, True), ("int8", 6, False), ("int4", 8, False), ("fp8", None, False)],
+    [
+        ("int8", None, True),
+        ("int8", 6, False),
+        ("int4", 8, False),
+        ("int4", 6, False),
+        ("fp8", None, False),
+    ],
 )
 def test_products_are_those_of_the_floats_that_are_meant(rng, name, group, integer, rows):
     held = node(rng.normal(0, 0.1, (24, 10)).astype(np.float32)[None, :, None], name, group)
@@ -67,14 +73,15 @@ def test_products_are_those_of_the_floats_that_are_meant(rng, name, group, integ
     assert not quantized_cpu.serves(held.form, held.codes, 129)
     w = held.form.dequantize(held.codes, held.scales, None, jnp.float32)
     want = np.float64(x) @ np.float64(w).T
+    parts = held.codes, held.scales, held.zeros, held.form
     for dtype, bound in ((jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)):
-        got = kernels.quantized_matmul(x.astype(dtype), held.codes, held.scales, held.form)
+        got = kernels.quantized_matmul(x.astype(dtype), *parts)
         assert got.dtype == dtype
         close = np.abs(got - want) <= bound * np.abs(want).max(-1, keepdims=True)
         assert close.all()
 
     def product(x):
-        return kernels.quantized_matmul(x, held.codes, held.scales, held.form).sum()
+        return kernels.quantized_matmul(x, *parts).sum()
 
     np.testing.assert_allclose(jax.grad(product)(x)[0], w.sum(0), rtol=1e-5, atol=1e-6)
 
@@ -102,13 +109,45 @@ def test_a_model_computes_with_what_was_rounded():
     assert np.abs(exact - want).max() > 1e-3 * scale
 
 
-def test_generates_with_what_was_rounded():
-    """Layer by layer, prompts and single tokens."""
-    model = zoo.Decoder(CONFIGS["dense"])
-    made = quantize(random_params(model), method("int4", 8))
-    prompts = [[5, 17, 80], [3]]
+def test_numbers_by_their_bits_are_those_of_the_type():
+    bits = np.arange(256, dtype=np.uint8)
+    found = jax.jit(E4M3().numbers, static_argnums=1)(bits.view(np.int8), jnp)
+    np.testing.assert_array_equal(found, np.float32(bits.view(jnp.float8_e4m3fn)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "prompts"),
+    [("dense", method("int4", 8), [[5, 17, 80], [3]]), ("moe", method("fp8"), [[5, 17, 80]])],
+)
+def test_generates_with_what_was_rounded(kind, how, prompts):
+    """Layer by layer, prompts and single tokens, of several texts and of one."""
+    model = zoo.Decoder(CONFIGS[kind])
+    made = quantize(random_params(model), how)
     got, want = (zoo.generate(model, params, prompts, 8) for params in (made, dequantized(made)))
     assert got == want
+
+
+def test_generation_makes_no_floats_of_all_layers_or_experts():
+    """A prompt's and a token's programs hold a few matrices at a time."""
+    model = zoo.Decoder(
+        zoo.config_from_hf(
+            dict(
+                model_type="qwen3_moe", vocab_size=64, hidden_size=512, intermediate_size=1024,
+                moe_intermediate_size=256, num_experts=8, num_experts_per_tok=2, head_dim=128,
+                num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=1,
+                mlp_only_layers=[0],
+            )
+        )
+    )  # fmt: skip
+    params = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes(model.cfg))
+    model, held = unstack.prepare(model, quantize(params, "int4"))
+    tokens, lengths = generate.pad([[1]])
+    program = generate._program.lower(
+        model, held, tokens, lengths, from_options(), np.zeros(0, np.int32), jax.random.key(0),
+        generate._How(8, jnp.dtype(jnp.float32), rules_in_force()),
+    )  # fmt: skip
+    floats = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert program.compile().memory_analysis().temp_size_in_bytes < floats / 5
 
 
 @pytest.mark.parametrize("kind", list(CONFIGS))

@@ -23,6 +23,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from zoo.buffer import Paged, loaded, pages_of
+
 BLOCKS = 8
 """Query blocks of a long sequence: more of them skip more masked products and compile longer."""
 
@@ -88,6 +90,89 @@ def attend(
         out = within(q, k, v, Sight(segment_ids, allowed), sinks, window, softcap)
     else:
         out = _cached(q, k, v, offset, allowed, sinks, window, chunk, softcap)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, Hv)
+
+
+def attend_paged(
+    q: jax.Array,
+    k: Paged,
+    v: Paged,
+    offset: jax.Array,
+    allowed: jax.Array | None = None,
+    sinks: jax.Array | None = None,
+    *,
+    scale: float,
+    at_a_time: int,
+    window: int | None = None,
+    chunk: int | None = None,
+    softcap: float | None = None,
+) -> jax.Array:
+    """`attend` with `offset`, to rows that are lists of pages.
+
+    A few pages of every row are brought together at a time, as far as the longest row with pages
+    reaches, and their softmax is added to that of those before (arXiv:1805.02867). What is masked
+    adds zero: the length of one row changes no bit of another's result.
+
+    Args:
+        q: dtype[B, T, N, H].
+        k: rows [B, K, S, H], or [B, S, H] for a single head.
+        v: likewise; may be k.
+        offset: i32[B], as `attend` has it.
+        allowed: bool[B, T, S], likewise.
+        sinks: likewise, and so all others but one.
+        at_a_time: pages of a row.
+
+    Returns:
+        dtype[B, T, N, Hv].
+    """
+    B, T, N, H = q.shape
+    K, Hv = k.shape[1] if len(k.shape) == 4 else 1, v.shape[-1]
+    count, page = k.table.shape[-1], k.pool.shape[-2]
+    at_a_time = min(at_a_time, count)
+    size = at_a_time * page
+    # Two turns at least: XLA on CPU gathers the only one a third slower, within what uses it.
+    padding = max(-count % at_a_time, 2 * at_a_time - count)
+    table = jnp.pad(k.table, ((0, 0), (0, 0), (0, padding)))
+    if allowed is not None:
+        allowed = jnp.pad(allowed, ((0, 0), (0, 0), (0, padding * page)))
+    q = (q * scale).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    at = offset[:, None] + jnp.arange(T)
+    lowest = jnp.finfo(jnp.float32).min
+
+    def add(i: jax.Array, state: tuple) -> tuple:
+        numbers = jax.lax.dynamic_slice_in_dim(table, i * at_a_time, at_a_time, axis=2)
+        keys, values = (
+            loaded(pages_of(part._replace(table=numbers)), q.dtype).reshape(*pages, page, -1)
+            for part in (k, v)
+        )
+        distance = at[..., None] - i * size - jnp.arange(size)
+        seen = distance >= 0
+        if window is not None:
+            seen &= distance < window
+        if chunk is not None:
+            seen &= distance <= (at % chunk)[..., None]
+        if allowed is not None:
+            seen &= jax.lax.dynamic_slice_in_dim(allowed, i * size, size, axis=2)
+        seen = jnp.broadcast_to(seen, (B, T, size)).reshape(B, 1, T, at_a_time, page)
+        scores = _cap(_dot(queries, keys, (4, 4)), softcap).reshape(*pages, N // K, T, page)
+        scores = jnp.where(seen.transpose(0, 3, 1, 2, 4)[:, :, None], scores, lowest)
+        top, total, out = state
+        higher = jnp.maximum(top, scores.max((1, -1)))
+        weights, less = jnp.exp(scores - higher[:, None, ..., None]), jnp.exp(top - higher)
+        more = _dot(weights.astype(q.dtype).reshape(*pages, -1, page), values, (4, 3)).sum(1)
+        total = total * less + weights.sum((1, -1))
+        return higher, total, out * less[..., None] + more.reshape(out.shape)
+
+    # Pages lie as they are, and each has its own product: to bring heads together would copy again.
+    pages, shape = (B, at_a_time, K), q.shape[:-1]
+    queries = jnp.broadcast_to(_merge(q)[:, None], (*pages, N // K * T, H))
+    start = jnp.full(shape, lowest), jnp.zeros(shape), jnp.zeros((*shape, Hv))
+    if sinks is not None:
+        sink = sinks.astype(jnp.float32).reshape(K, N // K, 1)
+        start = jnp.broadcast_to(sink, shape), jnp.ones(shape), start[2]
+    longest = jnp.where(table[..., 0].reshape(B) > 0, offset + T, 1).max()
+    _, total, out = jax.lax.fori_loop(0, -(-longest // size), add, start)
+    out = (out / total[..., None]).astype(q.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, Hv)
 
 
@@ -256,10 +341,10 @@ def _after(done: list[jax.Array], x: jax.Array) -> jax.Array:
 
 
 def _dot(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """Contracts one axis of each of a[B, K, ...] and b[B, K, ...], accumulating in float32."""
-    exact = a.dtype == jnp.float32
+    """Contracts one axis of each of a[..., 2 axes] and b[..., 2 axes], accumulating in float32."""
+    exact, batch = a.dtype == jnp.float32, tuple(range(a.ndim - 2))
     return jax.lax.dot_general(
-        a, b, (((axes[0],), (axes[1],)), ((0, 1), (0, 1))),
+        a, b, (((axes[0],), (axes[1],)), (batch, batch)),
         precision=jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT,
         preferred_element_type=jnp.float32,
     )  # fmt: skip

@@ -10,20 +10,23 @@ keeps the state after each row's last token instead, whatever the length, and so
 (`zoo.window`) with the last tokens of a window or a chunk.
 
 In a cache of int8 a buffer is not one array but two, codes and scales (`zoo.buffer`).
+
+A pooled cache has no slots by row, but pages that rows share: see `zoo.pooled`.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.buffer import Buffer, stored, zeros
+from zoo.buffer import Buffer, Paged, stored, write_paged, zeros
 from zoo.config import MLA, Attention, Config, GatedDelta, Stack
+
+PAGE = 32
+"""Tokens of a page."""
 
 
 class KV(NamedTuple):
@@ -90,6 +93,7 @@ def init(
     dtype: jnp.dtype = jnp.bfloat16,
     room: int | None = None,
     spare: int = 0,
+    pages: int | None = None,
 ) -> Cache:
     """An empty cache of `length` slots for each of `batch` rows.
 
@@ -100,16 +104,19 @@ def init(
         batch: rows.
         length: slots of each.
         dtype: of all but recurrent states; int8 has scales beside it.
-        room: tokens that a row will hold in the end, after `grow` or `insert`. Layers that see
-            fewer than that keep a `Ring` of what they see; None gives every layer all slots.
+        room: tokens that a row will hold in the end, after `grow` or `zoo.pooled.insert`. Layers
+            that see fewer than that keep a `Ring` of what they see; None gives every layer all
+            slots.
         spare: newest tokens that can be taken back from a ring.
+        pages: makes it a pooled cache of so many; `length` means nothing then.
     """
+    slotted = (batch, length) if pages is None else (pages, PAGE)
 
     def empty() -> Cache:
         stacks = {
             f"stack_{i}": {
                 f"layer_{j}": _buffers(
-                    layer.mixer, stack.repeats, batch, length, dtype, _ring(stack, j, room, spare)
+                    layer.mixer, stack.repeats, batch, slotted, dtype, _ring(stack, j, room, spare)
                 )
                 for j, layer in enumerate(stack.layers)
                 if not layer.shares
@@ -127,20 +134,24 @@ def init(
 def logical_axes_of(cache: Cache, rows: str = "batch") -> Cache:
     """The logical axis names of every buffer of a cache, as tuples; slots and widths have none.
 
-    `rows` is what its rows are called.
+    `rows` is what its rows are called. Where a stack is a tuple, its buffers have no layers.
     """
 
-    def named(held: Held) -> Held:
+    def named(held: Held, lead: tuple[str, ...]) -> Held:
         heads = "heads" if isinstance(held, Recurrent) else "kv_heads"
         by_head = {"k", "v", "state"}
 
         def of_field(field: str, buffer: Buffer) -> Any:
-            first = ("layers", rows, *((heads,) if field in by_head else ()))
+            first = (*lead, rows, *((heads,) if field in by_head else ()))
             return jax.tree.map(lambda leaf: (*first, *(None,) * (leaf.ndim - len(first))), buffer)
 
         return type(held)(*map(of_field, held._fields, held))
 
-    return Cache((rows,), jax.tree.map(named, cache.stacks, is_leaf=_is_held))
+    def of_stack(stack: Any) -> Any:
+        lead = () if isinstance(stack, tuple) else ("layers",)
+        return jax.tree.map(lambda held: named(held, lead), stack, is_leaf=is_held)
+
+    return Cache((rows,), {name: of_stack(stack) for name, stack in cache.stacks.items()})
 
 
 def init_draft(
@@ -151,11 +162,13 @@ def init_draft(
     spare: int = 0,
     depth: int = 0,
     dtype: jnp.dtype = jnp.bfloat16,
+    pages: int | None = None,
 ) -> Cache:
     """An empty cache for `Decoder.draft` at a depth; as of `init`, with no repeats."""
     stack = Stack(1, (cfg.mtp[depth],))
     mixer, ring = stack.layers[0].mixer, _ring(stack, 0, room, spare)
-    held = _buffers(mixer, 1, batch, length, dtype, ring)
+    slotted = (batch, length) if pages is None else (pages, PAGE)
+    held = _buffers(mixer, 1, batch, slotted, dtype, ring)
     layer = jax.tree.map(lambda leaf: leaf[0], held)
     return Cache(jnp.zeros((batch,), jnp.int32), {f"mtp_{depth}": {"layer_0": layer}})
 
@@ -179,16 +192,23 @@ def state_bytes(cfg: Config, dtype: jnp.dtype = jnp.bfloat16) -> int:
 def write(buffer: Buffer, new: jax.Array, offset: jax.Array) -> Buffer:
     """Puts new[B, ..., T, H] into buffer[B, ..., S, H] at slots offset[b] .. offset[b] + T.
 
-    A chunk as long as the buffer starts at slot 0. Every row and head is written by itself: XLA
-    updates the buffer in place then, where one slice across heads would copy it on CPU.
+    A chunk as long as the buffer starts at slot 0. Of several rows, every row and head is written
+    by itself: XLA updates the buffer in place then, where one slice across heads would copy it on
+    CPU. A single row is written without its axis (`zoo.inference.unstack.lean`).
     """
+    if isinstance(buffer, Paged):
+        return write_paged(buffer, new, offset)
     new = stored(new, buffer)
     if buffer.shape == new.shape:
         return new
 
-    def place(buffer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(buffer, new, start, axis=0)
+    def place(buffer: jax.Array, new: jax.Array, start: jax.Array, axis: int = 0) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(buffer, new, start, axis)
 
+    if buffer.shape[0] == 1:
+        return jax.tree.map(
+            lambda b, n: place(b[0], n[0], offset[0], b.ndim - 3)[None], buffer, new
+        )
     for _ in range(len(buffer.shape) - 3):
         place = jax.vmap(place, in_axes=(0, 0, None))
     return jax.tree.map(lambda b, n: jax.vmap(place)(b, n, offset), buffer, new)
@@ -216,67 +236,12 @@ def grow(cache: Cache, slots: int) -> Cache:
         ends = [(0, slots), (0, 0)]
         return jax.tree.map(lambda b: jnp.pad(b, [(0, 0)] * (b.ndim - 2) + ends), held)
 
-    return Cache(cache.lengths, jax.tree.map(widen, cache.stacks, is_leaf=_is_held))
+    return Cache(cache.lengths, jax.tree.map(widen, cache.stacks, is_leaf=is_held))
 
 
-def insert(cache: Cache, row: jax.Array, one: Cache) -> Cache:
-    """The cache with `one`'s only row as its row i32[]; `one` may have fewer slots."""
-
-    def place(whole: jax.Array, part: jax.Array) -> jax.Array:
-        axis = _batch_axis(cache)
-        at = [row if i == axis else 0 for i in range(whole.ndim)]
-        return jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype), at)
-
-    stacks = jax.tree.map(place, cache.stacks, one.stacks)
-    return Cache(cache.lengths.at[row].set(one.lengths[0]), stacks)
-
-
-def take(cache: Cache, row: jax.Array, length: jax.Array) -> Cache:
-    """Row i32[] alone, as the cache of one row that holds `length` i32[] tokens."""
-    cut = functools.partial(_row, row=row, axis=_batch_axis(cache))
-    return Cache(length[None], jax.tree.map(cut, cache.stacks))
-
-
-def take_block(cache: Cache, row: jax.Array, start: jax.Array, size: int) -> dict:
-    """Slots start to start + size of row i32[], of all layers that have slots for all tokens."""
-
-    def cut(whole: jax.Array) -> jax.Array:
-        one = _row(whole, row, _batch_axis(cache))
-        return jax.lax.dynamic_slice_in_dim(one, start, size, whole.ndim - 2)
-
-    return _by_kind(lambda held: None if is_state(held) else jax.tree.map(cut, held), cache.stacks)
-
-
-def insert_block(cache: Cache, row: jax.Array, start: jax.Array, block: dict) -> Cache:
-    """The cache with a block of `take_block` at slot `start` of row i32[]."""
-
-    def place(whole: jax.Array, part: jax.Array) -> jax.Array:
-        at = {_batch_axis(cache): row, whole.ndim - 2: start}
-        index = [at.get(axis, 0) for axis in range(whole.ndim)]
-        return jax.lax.dynamic_update_slice(whole, part, index)
-
-    def put(held: Held, part: Held | None) -> Held:
-        return held if part is None else jax.tree.map(place, held, part)
-
-    return cache._replace(stacks=_by_kind(put, cache.stacks, block))
-
-
-def take_state(cache: Cache, row: jax.Array) -> dict:
-    """What row i32[] keeps of all tokens, of the layers that do."""
-    one = take(cache, row, jnp.int32(0)).stacks
-    return _by_kind(lambda held: held if is_state(held) else None, one)
-
-
-def insert_state(cache: Cache, row: jax.Array, state: dict) -> Cache:
-    """The cache with the state of `take_state` in row i32[]."""
-
-    def place(whole: jax.Array, part: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(whole, part, row, _batch_axis(cache))
-
-    def put(held: Held, part: Held | None) -> Held:
-        return held if part is None else jax.tree.map(place, held, part)
-
-    return cache._replace(stacks=_by_kind(put, cache.stacks, state))
+def is_held(x: object) -> bool:
+    """Whether this is what a layer holds, and not a part of it."""
+    return isinstance(x, Held)
 
 
 def is_state(held: Held) -> bool:
@@ -286,42 +251,18 @@ def is_state(held: Held) -> bool:
 
 def stateful(cache: Cache) -> bool:
     """Whether any layer keeps such a state."""
-    return any(map(is_state, jax.tree.leaves(cache.stacks, is_leaf=_is_held)))
+    return any(map(is_state, jax.tree.leaves(cache.stacks, is_leaf=is_held)))
 
 
 def slots(cache: Cache) -> int | None:
     """Tokens that a row has room for; None where all layers keep a state of one size."""
-    held = jax.tree.leaves(cache.stacks, is_leaf=_is_held)
+    held = jax.tree.leaves(cache.stacks, is_leaf=is_held)
     return next((h[0].shape[-2] for h in held if not is_state(h)), None)
 
 
 def rewinds(cfg: Config) -> bool:
     """Whether a cache without rings can go back to fewer tokens, as no recurrence can."""
     return not any(isinstance(la.mixer, GatedDelta) for stack in cfg.stacks for la in stack.layers)
-
-
-def _batch_axis(cache: Cache) -> int:
-    """Of its buffers: a stack is a dictionary of buffers that lead with L, or a tuple of L."""
-    return 0 if any(isinstance(stack, tuple) for stack in cache.stacks.values()) else 1
-
-
-def _row(buffer: jax.Array, row: jax.Array, axis: int) -> jax.Array:
-    """Row i32[] alone. Where devices share rows, a slice would bring all of them to each."""
-    if not nn.get_logical_axis_rules():
-        return jax.lax.dynamic_slice_in_dim(buffer, row, 1, axis)
-    mine = jax.lax.broadcasted_iota(jnp.int32, buffer.shape, axis) == row
-    nothing = jnp.zeros((), buffer.dtype)
-    return jnp.where(mine, buffer, nothing).sum(axis, keepdims=True, dtype=buffer.dtype)
-
-
-def _by_kind(function: Callable[..., Any], stacks: dict, *others: dict) -> dict:
-    """`function` of what each layer holds; where it returns None, the layer is left out."""
-    is_leaf = lambda x: x is None or _is_held(x)  # noqa: E731
-    return jax.tree.map(function, stacks, *others, is_leaf=is_leaf)
-
-
-def _is_held(x: object) -> bool:
-    return isinstance(x, Held)
 
 
 def _bytes_per_row(cfg: Config, length: int, dtype: jnp.dtype) -> int:
@@ -350,18 +291,20 @@ def _buffers(
     mixer: Attention | MLA | GatedDelta,
     repeats: int,
     batch: int,
-    length: int,
+    slotted: tuple[int, int],
     dtype: jnp.dtype,
     ring: int | None,
 ) -> Held:
+    """Slots lie in [B, S] or in [pages, PAGE]; a ring or a state has `batch` rows."""
     match mixer:
         case Attention():
-            shape = (repeats, batch, mixer.kv_heads, ring or length)
+            first, length = slotted if ring is None else (batch, ring)
+            shape = (repeats, first, mixer.kv_heads, length)
             kind = KV if ring is None else Ring
             return kind(*(zeros((*shape, h), dtype) for h in (mixer.head_dim, mixer.value_dim)))
         case MLA():
             width = mixer.kv_rank + mixer.rope_dim
-            c = zeros((repeats, batch, length, width), dtype)
+            c = zeros((repeats, *slotted, width), dtype)
             if mixer.indexer is None:
                 return Latent(c)
             return IndexedLatent(c, zeros((*c.shape[:-1], mixer.indexer.dim), dtype))

@@ -1,8 +1,9 @@
 """Checkpoints of a run, by Orbax: the only file that imports it.
 
-    WORKDIR/run.json              what the run is: model, settings, tokenizer and corpus by sha256
-    WORKDIR/tokenizer/            the tokenizer, as Hugging Face keeps it
     WORKDIR/checkpoints/STEP/     params, state (step, opt_state, rng), extra (JSON)
+
+Of parameters with adapters, `params` are the adapters: what they stand on is read where it was read
+first, and `run.json` has its fingerprint.
 
 Saves run in the background and appear under their name when they are whole. The last few stay, and
 the best by validation loss. Restoring always gives Orbax the shapes to expect.
@@ -10,12 +11,11 @@ the best by validation loss. Restoring always gives Orbax the shapes to expect.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
-import time
-from collections.abc import Sequence
+import sys
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,15 +23,20 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from zoo import lora
 from zoo.config import Config
 from zoo.describe import shapes
 from zoo.quantized import is_quantized
+from zoo.runs import RUN_FILE, TOKENIZER, check_run, copy_tokenizer, is_run, read_run, write_run
 from zoo.sharding import Rules, laid_out, shardings
 from zoo.training.step import TrainState
 
-RUN_FILE = "run.json"
+__all__ = [
+    "CHECKPOINTS", "RUN_FILE", "TOKENIZER", "Checkpoints", "SaveError", "check_run",
+    "copy_tokenizer", "is_run", "load_run", "read_run", "save_run", "write_run",
+]  # fmt: skip
+
 CHECKPOINTS = "checkpoints"
-TOKENIZER = "tokenizer"
 
 
 class SaveError(OSError):
@@ -45,7 +50,15 @@ class Checkpoints:
         folder: where they lie.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep: int = 2):
+    def __init__(self, workdir: str | os.PathLike, keep: int = 2, tidy: bool = True):
+        """Opens them.
+
+        Args:
+            workdir: the run's.
+            keep: how many of the last ones stay.
+            tidy: remove what a save that was killed has left. For the run itself only: to others a
+                save that goes on looks the same.
+        """
         self.folder = Path(workdir).absolute() / CHECKPOINTS
         policies = ocp.checkpoint_managers
         best = policies.BestN(
@@ -55,7 +68,8 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             best_fn=_loss,
             best_mode="min",
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=tidy,
+            async_options=ocp.options.AsyncOptions(barrier_sync_fn=_meeting()),
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -89,7 +103,7 @@ class Checkpoints:
             return
         self.wait()
         self.require_space(state)
-        args = _save_args(state.params, _rest(state), extra)
+        args = _save_args(lora.split(state.params)[0], _rest(state), extra)
         try:
             self._manager.save(step, args=args, metrics=None if loss is None else {"loss": loss})
         except Exception as e:
@@ -100,7 +114,8 @@ class Checkpoints:
 
         Args:
             like: arrays or shapes of the state to restore, with the types to restore it in and,
-                where they say, how it lies on devices, whatever those were that saved it.
+                where they say, how it lies on devices, whatever those were that saved it. What does
+                not learn is taken from here.
             step: which one.
 
         Raises:
@@ -110,18 +125,19 @@ class Checkpoints:
         step = self.latest if step is None else step
         if step is None:
             raise FileNotFoundError(f"{self.folder} has no checkpoint")
-        self._require_same(like.params, step)
+        learnt, frozen = lora.split(like.params)
+        self._require_same(learnt, step)
         found = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_shapes(like.params)),
+                params=ocp.args.StandardRestore(_shapes(learnt)),
                 state=ocp.args.StandardRestore(_shapes(_rest(like))),
                 extra=ocp.args.JsonRestore(),
             ),
         )
         rest = dict(found.state)
         rng = jax.random.wrap_key_data(rest.pop("rng"))
-        return TrainState(params=found.params, rng=rng, **rest), found.extra
+        return TrainState(params=lora.join(found.params, frozen), rng=rng, **rest), found.extra
 
     def _require_same(self, params: dict, step: int) -> None:
         """Refuses a checkpoint whose parameters are not these by name and shape."""
@@ -150,6 +166,15 @@ class Checkpoints:
         )
         if placed is not None:
             like = laid_out(like, placed)
+        return self._restore_params(like, step)
+
+    def restore_adapters(self, params: dict, step: int) -> dict:
+        """Parameters with the adapters of a checkpoint, on what `params` stand on."""
+        learnt, frozen = lora.split(params)
+        self._require_same(learnt, step)
+        return lora.join(self._restore_params(learnt, step), frozen)
+
+    def _restore_params(self, like: dict, step: int) -> dict:
         return self._manager.restore(
             step, args=ocp.args.Composite(params=ocp.args.StandardRestore(_shapes(like)))
         ).params
@@ -174,10 +199,6 @@ class Checkpoints:
             SaveError: what was being written could not be.
         """
         try:
-            while jax.process_count() > 1 and self._manager.is_saving_in_progress():
-                if _lost:
-                    raise _lost[0]
-                time.sleep(_GLANCE)
             self._manager.wait_until_finished()
         except Exception as e:
             raise self._failed(e) from e
@@ -188,12 +209,13 @@ class Checkpoints:
         self._manager.close()
 
     def require_space(self, state: Any) -> None:
-        """Checks that the disk can hold one more checkpoint.
+        """Checks that the disk can hold one more checkpoint, of what learns in it.
 
         Raises:
             SaveError: it cannot.
         """
-        need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_shapes(state)))
+        learnt, _ = lora.split(state)
+        need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_shapes(learnt)))
         free = shutil.disk_usage(self.folder).free
         if free < need:
             raise SaveError(
@@ -202,7 +224,9 @@ class Checkpoints:
             )
 
     def _failed(self, cause: Exception) -> SaveError:
-        reason = str(cause).strip().splitlines()[0][:300] if str(cause).strip() else repr(cause)
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else repr(cause)
+        if len(reason) > 300:  # The system's word is at the end.
+            reason = f"{reason[:150]} ... {reason[-150:]}"
         return SaveError(
             f"{self.folder}: a checkpoint could not be written: {reason}. Is the disk full? Free "
             f"some space and run the same command again. {self._kept()}"
@@ -223,24 +247,46 @@ def load_run(
 ) -> tuple[Config, dict, Path | None]:
     """The model of a run: config, parameters, and the folder of its tokenizer if it has one.
 
+    Adapters are merged into the weights that they stand on, read anew from where the run started.
+
     With a mesh, parameters lie on it by the rules, whatever mesh they were saved from.
 
     Raises:
-        ValueError: `workdir` is no run, or has no checkpoint yet.
+        ValueError: `workdir` is no run, has no checkpoint yet, or stands on weights that changed.
     """
     from zoo.models import config_from_hf
 
     workdir = Path(workdir)
-    config = config_from_hf(read_run(workdir)["model"])
-    checkpoints = Checkpoints(workdir)
+    record = read_run(workdir)
+    config = config_from_hf(record["model"])
+    checkpoints = Checkpoints(workdir, tidy=False)
     step = checkpoints.best if which == "best" else checkpoints.latest
     if step is None:
         raise ValueError(f"{checkpoints.folder} has no checkpoint: let the run reach one first")
-    placed = None if mesh is None else shardings(config, mesh, rules)
-    params = checkpoints.restore_params(config, step, placed)
+    if "base" in record:
+        params = checkpoints.restore_adapters(_base(workdir, record, mesh, rules), step)
+        params = lora.merged(params)
+    else:
+        placed = None if mesh is None else shardings(config, mesh, rules)
+        params = checkpoints.restore_params(config, step, placed)
     checkpoints.close()
     tokenizer = workdir / TOKENIZER
     return config, params, tokenizer if tokenizer.is_dir() else None
+
+
+def _base(workdir: Path, record: dict, mesh: Any, rules: Any) -> dict:
+    """The parameters that a run with adapters started from."""
+    from zoo.training.run import load_params
+    from zoo.training.settings import from_config
+
+    settings = from_config(record["settings"])
+    params = load_params(settings, mesh, rules)
+    if (found := lora.fingerprint(lora.split(params)[1])) != record["base"]:
+        raise ValueError(
+            f"{workdir} has adapters for other weights than {settings.init_from} holds now "
+            f"(fingerprint {record['base']} then, {found} now): put these back"
+        )
+    return params
 
 
 def save_run(
@@ -274,68 +320,6 @@ def save_run(
     if tokenizer is not None:
         copy_tokenizer(tokenizer, workdir / TOKENIZER)
     write_run(workdir, {"model": config_to_hf(config), "settings": None})
-
-
-def copy_tokenizer(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Copies what belongs to a tokenizer out of a folder, which may hold a whole model."""
-    from zoo.hf.source import copy_texts
-
-    Path(target).mkdir(parents=True, exist_ok=True)
-    copy_texts(Path(source), Path(target))
-
-
-def is_run(path: str | os.PathLike) -> bool:
-    """Whether a folder is the working directory of a run."""
-    return (Path(path) / RUN_FILE).is_file()
-
-
-def read_run(workdir: str | os.PathLike) -> dict:
-    """What `run.json` says.
-
-    Raises:
-        ValueError: there is none, or it is not JSON.
-    """
-    path = Path(workdir) / RUN_FILE
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{workdir} is no run of train.py: it has no {RUN_FILE}") from None
-    except json.JSONDecodeError as e:
-        raise ValueError(
-            f"{path} is not JSON ({e}): restore it, or start in a new workdir"
-        ) from None
-
-
-def write_run(workdir: str | os.PathLike, record: dict) -> None:
-    """Writes `run.json`, whole or not at all."""
-    path = Path(workdir) / RUN_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-    temporary.replace(path)
-
-
-def check_run(workdir: str | os.PathLike, record: dict, free: Sequence[str] = ()) -> None:
-    """Refuses to continue a run as another one.
-
-    Args:
-        workdir: of the run that is there.
-        record: what `run.json` would say of the run that wants to continue it.
-        free: names, dotted, of fields that may differ; they cover what is below them.
-
-    Raises:
-        ValueError: anything else differs; every difference is named with both values.
-    """
-    before, now = _flat(read_run(workdir)), _flat(json.loads(json.dumps(record)))
-    names = [n for n in sorted(before.keys() | now.keys()) if before.get(n) != now.get(n)]
-    names = [n for n in names if not any(n == f or n.startswith(f + ".") for f in free)]
-    if names:
-        lines = (f"  {n}: {before.get(n)!r} there, {now.get(n)!r} now" for n in names[:20])
-        raise ValueError(
-            f"{workdir} holds a run of another configuration:\n" + "\n".join(lines) + "\nChoose "
-            "another --workdir, or put these values back to continue that run. To start a new run "
-            f"from its weights, add --config.init_from={workdir}"
-        )
 
 
 def _save_args(params: dict, rest: dict | None, extra: dict) -> ocp.args.Composite:
@@ -382,38 +366,43 @@ def _loss(metrics: dict) -> float:
     return metrics["loss"]
 
 
-def _flat(tree: Any, where: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {where: tree}
-    return {
-        name: leaf
-        for key, value in tree.items()
-        for name, leaf in _flat(value, f"{where}.{key}" if where else key).items()
-    }
+def _meeting() -> ocp.multihost.BarrierSyncFn:
+    """How processes wait for each other in the background: not if this one has failed.
+
+    Orbax's thread waits for the others with the exception in its hands, which tells nobody before
+    they all come; and they wait for what this process did not write.
+    """
+    wait = ocp.multihost.get_barrier_sync_fn()
+
+    def meet(*, key: str, timeout_ms: int) -> None:
+        failed = sys.exception()
+        if failed is not None and threading.current_thread() is not threading.main_thread():
+            raise failed
+        wait(key=key, timeout_ms=timeout_ms)
+
+    return meet
 
 
-_GLANCE = 0.05
-"""Seconds between two looks at a save that all processes work on."""
-
-_lost: list[BaseException] = []
-"""What this process could not write. Orbax tells so only once all processes have written; it logs
-it at once."""
-
-
-def _notice(record: logging.LogRecord) -> bool:
-    """Remembers what a thread of Orbax failed at."""
-    if record.threadName == "async_save" and record.exc_info and record.exc_info[1]:
-        _lost.append(record.exc_info[1])
-    return True
+_EXPECTED = (
+    "did not provide metrics",  # They are meant to be saved without.
+    "_SignalingThread.run() raised", "Failed to run", "Save Finalize thread",  # `wait` raises these
+)  # fmt: skip
 
 
 def _mute(record: logging.LogRecord) -> bool:
-    """Orbax tells a screenful per save, and warns of those without metrics, which are meant so."""
+    """Orbax tells a screenful per save, and of a save that fails one per thread."""
     if "orbax" not in record.pathname:
         return True
-    expected = "did not provide metrics" in record.getMessage()
-    return record.levelno >= logging.WARNING and not expected
+    return record.levelno >= logging.WARNING and not any(
+        words in record.getMessage() for words in _EXPECTED
+    )
 
 
-logging.getLogger("absl").addFilter(_notice)
+def _mute_closed_loop(unraisable: Any) -> None:
+    """Tensorstore's threads go on to answer the event loop of a save that has failed already."""
+    if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+        _unraisablehook(unraisable)
+
+
+_unraisablehook, sys.unraisablehook = sys.unraisablehook, _mute_closed_loop
 logging.getLogger("absl").addFilter(_mute)

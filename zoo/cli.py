@@ -13,44 +13,50 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.pipes import Console, ends_with_reader
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
+    with ends_with_reader():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.run(args) or 0
     except BrokenPipeError:
-        return 0
+        raise
     except (ValueError, OSError) as e:
         print(f"zoo {args.verb}: {e}", file=sys.stderr)
         return 2
 
 
 def _print(what: object) -> None:
-    """Prints with the width of this moment; `rich.print` keeps that of its first call."""
-    from rich.console import Console
-
-    Console().print(what)
+    """Prints with the width of this moment (`rich.print` keeps that of its first call), or whole
+    where it is no terminal that reads."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 200)
+    console.print(what)
 
 
 def _list(args: argparse.Namespace) -> None:
-    from rich.table import Table
-
+    """Line by line, as the shapes of each model are found."""
     import zoo
     from zoo import models
     from zoo.describe import human, size
 
-    sketches = models.sketches()
-    table = Table("preset", "family", "parameters", "active", "cache bytes/token", "max tokens")
+    line = "{:<30} {:<18} {:>10} {:>8} {:>11} {:>10}".format
+    print(line("preset", "family", "parameters", "active", "cache/token", "max tokens"))
     for name in zoo.presets():
-        cfg = zoo.config(name)
-        if args.filter not in name:
-            continue
-        found = size(cfg)
-        counts = (human(found.parameters), human(found.active), f"{found.cache_bytes:,}")
-        kind = f"{cfg.family} (sizes invented)" if name in sketches else cfg.family
-        table.add_row(name, kind, *counts, f"{cfg.max_length:,}")
-    _print(table)
+        if args.filter in name:
+            cfg = zoo.config(name)
+            found = size(cfg)
+            cells = human(found.parameters), human(found.active), f"{found.cache_bytes:,}"
+            note = "  sizes invented" if name in models.sketches() else ""
+            print(line(name, cfg.family, *cells, f"{cfg.max_length:,}") + note, flush=True)
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -70,12 +76,18 @@ def _convert(args: argparse.Namespace) -> None:
     import zoo
     from zoo import checkpoint
 
+    lie, _ = _placing(args)
     dtype = None if args.dtype is None else jnp.dtype(args.dtype)
     if checkpoint.is_run(args.source):
-        config, params, tokenizer = checkpoint.load_run(args.source)
-        zoo.save_hf(args.destination, config, params, tokenizer=tokenizer, dtype=dtype)
+        from zoo.training.finish import export
+        from zoo.training.settings import from_config
+
+        config, params, tokenizer = checkpoint.load_run(args.source, **lie)
+        tree = checkpoint.read_run(args.source)["settings"]
+        settings = None if tree is None else from_config(tree)
+        export(args.destination, config, params, settings, tokenizer, dtype)
     else:
-        found = zoo.load(args.source, dtype=dtype)
+        found = zoo.load(args.source, dtype=dtype, **lie)
         tokenizer = args.source if found.tokenizer is not None else None
         checkpoint.save_run(args.destination, found.config, found.params, tokenizer)
         jax.block_until_ready(found.params)
@@ -142,20 +154,9 @@ def _chat(args: argparse.Namespace) -> None:
 def _eval(args: argparse.Namespace) -> None:
     from rich.table import Table
 
-    from zoo.inference import harness
+    from zoo.inference import tasks
 
-    found = harness.evaluate(
-        args.model,
-        [task.strip() for task in args.tasks.split(",")],
-        num_fewshot=args.num_fewshot,
-        limit=args.limit,
-        include_path=args.include_path,
-        apply_chat_template=args.apply_chat_template,
-        batch_size=args.batch_size,
-        max_length=args.max_length,
-        dtype=_dtype(args.dtype),
-        quantize=args.quantize,
-    )
+    found = tasks.run(args.model, vars(args))
     if args.out is not None:
         Path(args.out).write_text(json.dumps(found, indent=2, default=str) + "\n")
     table = Table("task", "metric", "value")
@@ -184,8 +185,10 @@ def _verify(args: argparse.Namespace) -> int:
     found = zoo.verify(args.model)
     changed = f"differs in {', '.join(found.differing)}" if found.differing else "byte-identical"
     print(f"round trip  {changed} ({found.files} files, {found.bytes:,} bytes)")
+    if found.left_out:
+        print(f"left out    {', '.join(found.left_out)}: weights in another format")
     if found.logits_error is None:
-        print("logits      not compared: install torch and transformers to do it")
+        print(f"logits      not compared: {found.reason}")
         return 0 if found.exact else 1
     print(f"logits      within {found.logits_error:.1e} of transformers, relative to their scale")
     print(f"greedy text {'identical' if found.greedy_equal else 'differs'}")
@@ -256,6 +259,8 @@ def _model(path: str, quantize: str | None = None, **lie: Any):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from zoo.inference import tasks
+    from zoo.options import DTYPE, MESH, QUANTIZE, RULES, add_arguments
     from zoo.plan import command
     from zoo.serve import options
 
@@ -276,9 +281,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add(verbs)
 
     verb = verbs.add_parser("convert", help="a run to a Hugging Face folder, or the other way")
-    verb.add_argument("source", help="a run of train.py, or a Hugging Face folder")
+    verb.add_argument("source", help="a run, its best checkpoint, or a Hugging Face folder")
     verb.add_argument("destination", help="the folder to make")
     verb.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="change the type")
+    add_arguments(verb, (MESH, RULES))
     verb.set_defaults(run=_convert)
 
     verb = verbs.add_parser("generate", help="continue prompts")
@@ -287,8 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--max-new-tokens", type=int, default=64)
     verb.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     _add_sampling(verb)
-    _add_quantize(verb)
-    _add_mesh(verb)
+    add_arguments(verb, (DTYPE, QUANTIZE, MESH, RULES))
     verb.set_defaults(run=_generate)
 
     verb = verbs.add_parser("chat", help="talk with a model, in the terminal or through pipes")
@@ -298,26 +303,17 @@ def _parser() -> argparse.ArgumentParser:
     said = "0 is greedy; without it, sample as generation_config.json says"
     verb.add_argument("--temperature", type=float, help=said)
     _add_sampling(verb)
-    _add_mesh(verb)
+    add_arguments(verb, (DTYPE, MESH, RULES))
     verb.set_defaults(run=_chat)
 
     verb = verbs.add_parser("serve", help="answer OpenAI clients, and people at a chat page")
     verb.add_argument("folder", nargs="?", help="a Hugging Face folder, a repo id, or a run")
-    options.add_arguments(verb)
+    add_arguments(verb, options.OPTIONS)
     verb.set_defaults(run=_serve)
 
     verb = verbs.add_parser("eval", help="tasks of lm-evaluation-harness")
     verb.add_argument("model", help="a Hugging Face folder, a repo id of the Hub, or a run")
-    verb.add_argument("--tasks", required=True, help="names, with commas between")
-    verb.add_argument("--num-fewshot", type=int, help="examples before each question")
-    verb.add_argument("--limit", type=int, help="documents of a task at most")
-    verb.add_argument("--include-path", help="a folder of further tasks")
-    verb.add_argument("--apply-chat-template", action="store_true", help="ask as in a chat")
-    verb.add_argument("--batch-size", type=int, default=8)
-    verb.add_argument("--max-length", type=int, help="tokens of a row at most")
-    verb.add_argument("--out", help="a JSON file to write")
-    verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")
-    _add_quantize(verb)
+    add_arguments(verb, tasks.OPTIONS)
     verb.set_defaults(run=_eval)
 
     verb = verbs.add_parser("export", help="programs and weights that run with jax alone")
@@ -329,7 +325,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--piece", type=int, default=64, help="tokens of a call of prefill")
     verb.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                       help="of the computation; weights stay as they are")  # fmt: skip
-    _add_quantize(verb)
+    add_arguments(verb, (QUANTIZE,))
     verb.set_defaults(run=_export)
 
     verb = verbs.add_parser("verify", help="round trip, and logits where torch is installed")
@@ -338,19 +334,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_quantize(verb: argparse.ArgumentParser) -> None:
-    said = "round linear maps while loading (docs/quantised.md)"
-    verb.add_argument("--quantize", choices=("int8", "int4", "fp8"), help=said)
-
-
-def _add_mesh(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--mesh", help='devices to lay the model over, "fsdp=2,tensor=-1"')
-    verb.add_argument("--rules", help="a table of zoo.sharding.RULES, instead of the default")
-
-
 def _add_sampling(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--top-k", type=int)
     verb.add_argument("--top-p", type=float)
     verb.add_argument("--min-p", type=float)
     verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the computation")

@@ -330,7 +330,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """dtype[B, T, D] after the final norm -> f32[B, T, V]."""
         cfg = self.cfg
-        w = self.embed.table.T if cfg.tie_embeddings else self.head.w
+        w = self.embed.table.T if cfg.tie_embeddings else self.head.array(hidden)
         logits = jax.lax.dot_general(
             hidden, w.astype(self.dtype), (((hidden.ndim - 1,), (0,)), ((), ())),
             precision=precision(self.dtype), preferred_element_type=jnp.float32,

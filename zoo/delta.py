@@ -122,7 +122,7 @@ class GatedDeltaNet(nn.Module):
             taps = Linear((spec.conv,), sizes, ("norm", *axes), **types, name=f"{name}_conv")
             y = Linear((self.dim,), sizes, ("embed", *axes), **types, name=name)(x)
             inputs.append(y.reshape(*x.shape[:2], -1))
-            kernels.append(taps.w.astype(self.dtype).reshape(spec.conv, -1))
+            kernels.append(taps.array(x).reshape(spec.conv, -1))
         mixed, kernel = jnp.concatenate(inputs, axis=-1), jnp.concatenate(kernels, axis=-1)
         mixed, past = causal_convolution(mixed, kernel, past.astype(self.dtype), segment_ids)
         ends = (math.prod(key), 2 * math.prod(key))

@@ -89,7 +89,7 @@ def placement(
         "parameter", "shape", "cut over", "on each device",
         title=f"{abstract.size} devices: {mesh} ({jnp.dtype(dtype).name})", show_footer=True,
     )  # fmt: skip
-    table.columns[3].justify = "right"
+    table.columns[0].overflow, table.columns[3].justify = "fold", "right"
     total = held = 0
     leaves = jax.tree_util.tree_leaves_with_path(shapes(cfg, dtype)["params"])
     for (path, leaf), where in zip(leaves, jax.tree.leaves(placed), strict=True):

@@ -29,6 +29,8 @@ from zoo import grouped, kernels
 from zoo.axes import as_tuple, partition_spec
 from zoo.exchange import Group, Trip
 from zoo.layers import Gate
+from zoo.lora import whole
+from zoo.quantized import Quantized, waiting
 
 SLACK = 4
 """How many times the rows of evenly spread tokens a device has room for; fewer waves, or less."""
@@ -69,9 +71,9 @@ def expert_mlp(
     x: jax.Array,
     experts: jax.Array,
     weights: jax.Array,
-    gate: jax.Array,
-    up: jax.Array,
-    down: jax.Array,
+    gate: jax.Array | Quantized,
+    up: jax.Array | Quantized,
+    down: jax.Array | Quantized,
     act: Gate = "silu",
     biases: tuple[jax.Array, jax.Array, jax.Array] | None = None,
     weigh_input: bool = False,
@@ -83,6 +85,7 @@ def expert_mlp(
         rows = (a.reshape(-1, a.shape[-1]) for a in (x, experts, weights))
         return grouped.expert_mlp(*rows, gate, up, down, biases=biases, **how).reshape(x.shape)
     held = ((x, 0), (experts, gate.shape[0]), (weights, 0))
+    gate, up, down = (whole(waiting(w, x), x.dtype) for w in (gate, up, down))
     return _per_device(
         functools.partial(_local, placed, how), placed, held,
         ((gate, up, down), placed.weights), (biases, None if biases is None else placed.biases),

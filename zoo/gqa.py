@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from zoo import cache as caches
 from zoo import kernels, window
-from zoo.buffer import loaded
+from zoo.buffer import Buffer, Paged, loaded
 from zoo.config import Attention
 from zoo.layers import GATES, Linear, Normalize
 from zoo.rope import Turn, rotate, temperature
@@ -75,7 +75,7 @@ class GroupedQueryAttention(nn.Module):
             out = window.attend(q, held, cache, new, offset, **options)
         else:
             if offset is not None or spec.share_kv is not None:
-                k, v = (loaded(buffer, self.dtype).swapaxes(1, 2) for buffer in cache)
+                k, v = (_slots(buffer, self.dtype) for buffer in cache)
             ids = segment_ids if offset is None else None
             sight = dict(offset=offset, segment_ids=ids, slots=slots)
             out = kernels.attend(q, k, v, **sight, **options)
@@ -130,6 +130,11 @@ class GroupedQueryAttention(nn.Module):
     def _sinks(self) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("heads",))
         return self.param("sinks", init, (self.spec.heads,), self.param_dtype)
+
+
+def _slots(buffer: Buffer, dtype: jnp.dtype) -> jax.Array | Paged:
+    """What attention takes of a cache, dtype[B, S, K, H]; or pages, which it reads itself."""
+    return buffer if isinstance(buffer, Paged) else loaded(buffer, dtype).swapaxes(1, 2)
 
 
 def _written(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from zoo import kernels
 from zoo.layers import Gate, gated
+from zoo.quantized import Quantized
 
 
 class Order(NamedTuple):
@@ -38,9 +39,9 @@ def expert_mlp(
     x: jax.Array,
     experts: jax.Array,
     weights: jax.Array,
-    gate: jax.Array,
-    up: jax.Array,
-    down: jax.Array,
+    gate: jax.Array | Quantized,
+    up: jax.Array | Quantized,
+    down: jax.Array | Quantized,
     act: Gate = "silu",
     biases: tuple[jax.Array, jax.Array, jax.Array] | None = None,
     weigh_input: bool = False,
@@ -61,13 +62,14 @@ def expert_mlp(
     Returns:
         dtype[T, D].
     """
-    chex.assert_rank([x, experts, weights, gate, up, down], [2, 2, 2, 3, 3, 3])
+    E, D, F = gate.shape
+    chex.assert_shape(x, (None, D))
     chex.assert_equal_shape([experts, weights])
-    chex.assert_equal_shape([gate, up, down.mT])
-    order = sort_by_expert(experts, gate.shape[0])
+    chex.assert_shape([up, down], [(E, D, F), (E, F, D)])
+    order = sort_by_expert(experts, E)
     gate_bias, up_bias, down_bias = biases or (None, None, None)
 
-    def product(rows: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:
+    def product(rows: jax.Array, w: jax.Array | Quantized, bias: jax.Array | None) -> jax.Array:
         y = kernels.grouped_matmul(rows, w, order.group_sizes)
         return y if bias is None else y + _of_rows(bias, order)
 

@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zoo.quantized import Quantized, floats
+
 STEP = 16
 WHOLE = 128
 LARGEST = 1024
@@ -29,12 +31,15 @@ FEW = 160
 """Rows in all below which there are only two sizes of blocks."""
 
 
-def gmm(lhs: jax.Array, rhs: jax.Array, group_sizes: jax.Array) -> jax.Array:
-    """Rows of each group times the group's matrix: dtype[M, D], dtype[E, D, F] -> dtype[M, F]."""
+def gmm(lhs: jax.Array, rhs: jax.Array | Quantized, group_sizes: jax.Array) -> jax.Array:
+    """Rows of each group times the group's matrix: dtype[M, D], dtype[E, D, F] -> dtype[M, F].
+
+    Of quantised matrices, those that are visited become floats, one at a time.
+    """
     return _gmm(lhs, rhs, group_sizes, contract=0)
 
 
-def gmm_transposed(lhs: jax.Array, rhs: jax.Array, group_sizes: jax.Array) -> jax.Array:
+def gmm_transposed(lhs: jax.Array, rhs: jax.Array | Quantized, group_sizes: jax.Array) -> jax.Array:
     """Rows times the group's transposed matrix: dtype[M, F], dtype[E, D, F] -> dtype[M, D]."""
     return _gmm(lhs, rhs, group_sizes, contract=1)
 
@@ -61,11 +66,11 @@ def _gmm(lhs, rhs, group_sizes, contract: int):
     def visit(group, row, end, out):
         def single(out):
             vector = jnp.expand_dims(_float(_read(lhs, row, 1))[0], 1 - contract)
-            product = jnp.sum(vector * _float(_read(rhs, group, 1))[0], axis=contract)
+            product = jnp.sum(vector * _matrix(rhs, group, lhs.dtype), axis=contract)
             return _write(out, row, product.astype(out.dtype)[None])
 
         def several(out):
-            matrix = _float(_read(rhs, group, 1))[0]
+            matrix = _matrix(rhs, group, lhs.dtype)
 
             def block(start, size, mask, out):
                 rows = _float(_read(lhs, start, size))
@@ -79,6 +84,11 @@ def _gmm(lhs, rhs, group_sizes, contract: int):
 
     out = jnp.zeros((lhs.shape[0], rhs.shape[2 - contract]), lhs.dtype)
     return _each_group(group_sizes, visit, out)
+
+
+def _matrix(stacked, group, dtype):
+    """f32[D, F], one of several; quantised ones are rounded to `dtype` before."""
+    return _float(floats(jax.tree.map(lambda x: _read(x, group, 1)[0], stacked), dtype))
 
 
 def _each_group(group_sizes, visit: Callable, state):

@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import jax
@@ -166,7 +166,7 @@ def one_fate() -> Iterator[None]:
         here = f"process {jax.process_index()} of {jax.process_count()}"
         print(
             f"error: {here} ends: {_reason(e)}. If another one went first, its output says why. "
-            "The same command on all hosts goes on from the last checkpoint",
+            "The same command on all hosts begins again, and training from its last checkpoint",
             file=sys.stderr,
         )
         _leave(1)
@@ -179,6 +179,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _leave(status: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for file in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):
+            file.flush()
     os._exit(status)

@@ -3,8 +3,11 @@
 Axes: B batch, T query positions, S slots, D embedding, N heads of the indexer, H their dimension.
 
 The choice is a mask for `zoo.attention.attend`; no gradient passes through it, so the indexer's
-parameters get none. Follows `DeepseekV32Indexer` of transformers, which leaves out the reference's
-Hadamard rotation and float8, as they change no product but by rounding.
+parameters get none. Where devices share rows (`zoo.zigzag`), each chooses for its own queries among
+the keys of the whole row, which are gathered.
+
+Follows `DeepseekV32Indexer` of transformers, which leaves out the reference's Hadamard rotation and
+float8, as they change no product but by rounding.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo import cache as caches
+from zoo import zigzag
 from zoo.buffer import Buffer, loaded
 from zoo.config import Indexer, LayerNorm
 from zoo.layers import Linear, Normalize
@@ -41,6 +45,7 @@ class LightningIndexer(nn.Module):
         keys: Buffer | None = None,
         offset: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
+        slots: jax.Array | None = None,
     ) -> tuple[jax.Array, Buffer | None]:
         """Chooses within x, or from a cache of keys that x's are first written into.
 
@@ -51,9 +56,11 @@ class LightningIndexer(nn.Module):
             keys: [B, S, H] of the cache; with S == T it is being filled from empty.
             offset: i32[B], the tokens already in each row of the cache.
             segment_ids: i32[B, T], documents packed in a row.
+            slots: i32[T] of `zoo.zigzag`, without a cache: where the tokens of shared rows stand.
 
         Returns:
-            bool[B, T, S] and the keys with x's in them.
+            bool[B, T, S] and the keys with x's in them. T is in the order of `slots`, where there
+            are any, and S always in that of the row.
         """
         spec, types = self.spec, dict(param_dtype=self.param_dtype)
         x, q_latent = jax.lax.stop_gradient((x, q_latent))
@@ -72,9 +79,11 @@ class LightningIndexer(nn.Module):
                 offset = None
             else:
                 k, segment_ids = loaded(keys, self.dtype), None
+        q, k, weights = jax.lax.stop_gradient((q, k, weights))
+        if slots is not None:
+            return _choose_shared(q, k, weights, slots, segment_ids, spec.top_k), keys
         seen = visible(x.shape[1], k.shape[1], offset, segment_ids)
         seen = jnp.broadcast_to(seen, (x.shape[0], *seen.shape[1:]))
-        q, k, weights = jax.lax.stop_gradient((q, k, weights))
         return choose(q, k, weights, seen, spec.top_k), keys
 
 
@@ -122,3 +131,25 @@ def choose(
 
     queries = jax.tree.map(lambda t: t.swapaxes(0, 1), (q, weights, seen))
     return jax.lax.map(one, queries, batch_size=QUERIES).swapaxes(0, 1)
+
+
+def _choose_shared(
+    q: jax.Array,
+    k: jax.Array,
+    weights: jax.Array,
+    slots: jax.Array,
+    segment_ids: jax.Array | None,
+    top_k: int,
+) -> jax.Array:
+    """`choose` of rows that devices share, all in the order of `slots` but the S of the result."""
+    row_k, row_ids = zigzag.whole((k, segment_ids), slots)
+
+    def local(q, weights, slots, ids, row_k, row_ids):
+        seen = jnp.arange(row_k.shape[1]) <= slots[:, None]
+        if ids is not None:
+            seen = seen & (ids[:, :, None] == row_ids[:, None])
+        seen = jnp.broadcast_to(seen, (len(q), *seen.shape[-2:]))
+        return choose(q, row_k, weights, seen, top_k)
+
+    cut = (1, 1, 0, 1, None, None)
+    return zigzag.shared(local, cut, 1)(q, weights, slots, segment_ids, row_k, row_ids)

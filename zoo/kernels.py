@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from zoo import (
@@ -25,29 +27,53 @@ from zoo import (
     ring,
 )
 from zoo.attention import Sight, causal_backward, causal_forward
+from zoo.buffer import Paged
 from zoo.precision import precision
-from zoo.quantized import Form
+from zoo.quantized import Form, Quantized, floats
 
-__all__ = ["attend", "bring_back", "grouped_matmul", "quantized_matmul", "send"]
+__all__ = [
+    "attend", "bring_back", "grouped_matmul", "head_matmul", "quantized_matmul", "row_product",
+    "send",
+]  # fmt: skip
 
-INTEGER_PRODUCTS = jax.__version_info__ >= (0, 10)
-"""Whether XLA on CPU has kernels for products of int8; before, they were loops."""
+PAGES, PAGES_ON_CPU = 64, 8
+"""Of a row that a step of attention brings together: what caches of a CPU keep, or few steps."""
 
 
 def attend(
     q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    k: jax.Array | Paged,
+    v: jax.Array | Paged,
     *,
     slots: jax.Array | None = None,
     offset: jax.Array | None = None,
     **how: Any,
 ) -> jax.Array:
     """`zoo.attention.attend` by the platform's kernel, or `zoo.ring.attend` where `slots` say that
-    devices share rows."""
+    devices share rows, or `zoo.attention.attend_paged`."""
+    if isinstance(k, Paged):
+        return _attend_paged(q, k, v, offset, **how)
     if slots is None:
         return attention.attend(q, k, v, offset=offset, causal=_causal, **how)
     return ring.attend(q, k, v, slots=slots, **how)
+
+
+def _attend_paged(
+    q: jax.Array,
+    k: Paged,
+    v: Paged,
+    offset: jax.Array,
+    *,
+    segment_ids: None = None,
+    allowed: jax.Array | None = None,
+    sinks: jax.Array | None = None,
+    **options: Any,
+) -> jax.Array:
+    on_cpu, default = (
+        functools.partial(attention.attend_paged, at_a_time=pages, **options)
+        for pages in (PAGES_ON_CPU, PAGES)
+    )
+    return lax.platform_dependent(q, k, v, offset, allowed, sinks, cpu=on_cpu, default=default)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -88,20 +114,40 @@ def _causal_backward(window, softcap, saved, grad):
 _causal.defvjp(_causal_forward, _causal_backward)
 
 
+def row_product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x dtype[D] @ w dtype[D, F] -> dtype[F], as in decoding a single text.
+
+    Memory bounds it. XLA on CPU gives a product of one row to one thread, and those of a batch to
+    several: in float32 there are two, one for each half of D.
+    """
+
+    def whole(x, w):
+        return jnp.dot(x, w, precision=precision(x.dtype))
+
+    def halves(x, w):
+        x, w = x.reshape(2, -1), w.reshape(2, -1, w.shape[-1])
+        axes = (((1,), (1,)), ((0,), (0,)))
+        return lax.dot_general(x, w, axes, precision=precision(x.dtype)).sum(0)
+
+    if x.size % 2 or x.dtype != jnp.float32:
+        return whole(x, w)
+    return lax.platform_dependent(x, w, cpu=halves, default=whole)
+
+
 @jax.custom_vjp
-def grouped_matmul(lhs: jax.Array, rhs: jax.Array, group_sizes: jax.Array) -> jax.Array:
+def grouped_matmul(lhs: jax.Array, rhs: jax.Array | Quantized, group_sizes: jax.Array) -> jax.Array:
     """Multiplies each group of consecutive rows by the matrix of its group.
 
     Args:
         lhs: dtype[M, D], the rows of group 0 first, then those of group 1, and so on.
-        rhs: dtype[E, D, F], one matrix per group.
+        rhs: dtype[E, D, F], one matrix per group; gradients reach those that are not quantised.
         group_sizes: i32[E], rows per group, any of them zero; their sum is at most M.
 
     Returns:
         dtype[M, F], accumulated in float32. Rows beyond the last group are zero, and so are their
         gradients.
     """
-    chex.assert_rank([lhs, rhs, group_sizes], [2, 3, 1])
+    chex.assert_rank([lhs, group_sizes], [2, 1])
     chex.assert_shape(rhs, (group_sizes.shape[0], lhs.shape[1], None))
     return _gmm(lhs, rhs, group_sizes)
 
@@ -112,8 +158,10 @@ def _grouped_matmul_forward(lhs, rhs, group_sizes):
 
 def _grouped_matmul_backward(saved, grad):
     lhs, rhs, group_sizes = saved
-    rhs_grad = _tgmm(lhs, grad, group_sizes).astype(rhs.dtype)
-    return _gmm_transposed(grad, rhs, group_sizes), rhs_grad, None
+    lhs_grad = _gmm_transposed(grad, rhs, group_sizes)
+    if isinstance(rhs, Quantized):
+        return lhs_grad, None, None
+    return lhs_grad, _tgmm(lhs, grad, group_sizes).astype(rhs.dtype), None
 
 
 grouped_matmul.defvjp(_grouped_matmul_forward, _grouped_matmul_backward)
@@ -122,15 +170,24 @@ grouped_matmul.defvjp(_grouped_matmul_forward, _grouped_matmul_backward)
 def _by_platform(name: str):
     """The function of this name in `grouped_{cpu,gpu,tpu}`, compiled once also outside of a jit."""
 
-    kernels = {"tpu": getattr(grouped_tpu, name), "default": getattr(grouped_cpu, name)}
+    kernels = {"tpu": _of_floats(getattr(grouped_tpu, name)), "default": getattr(grouped_cpu, name)}
     if grouped_gpu.triton is not None:
-        kernels["cuda"] = getattr(grouped_gpu, name)
+        kernels["cuda"] = _of_floats(getattr(grouped_gpu, name))
 
     @jax.jit
     def function(lhs, rhs, group_sizes):
         if "cuda" not in kernels and jax.default_backend() == "gpu":
             _say_that_loops_are_slow()
         return lax.platform_dependent(lhs, rhs, group_sizes, **kernels)
+
+    return function
+
+
+def _of_floats(kernel: Callable) -> Callable:
+    """The kernel, by matrices that may be quantised: all of them become floats before."""
+
+    def function(lhs, rhs, group_sizes):
+        return kernel(lhs, floats(rhs, lhs.dtype), group_sizes)
 
     return function
 
@@ -191,45 +248,77 @@ def _exchanged(name: str, rows: jax.Array, trip: exchange.Trip, **how) -> jax.Ar
     return lax.platform_dependent(rows, trip, cuda=ragged, tpu=ragged, default=padded)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def quantized_matmul(x: jax.Array, codes: jax.Array, scales: jax.Array, form: Form) -> jax.Array:
-    """Multiplies rows by a quantised matrix without zero points.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def quantized_matmul(
+    x: jax.Array, codes: jax.Array, scales: jax.Array, zeros: jax.Array | None, form: Form
+) -> jax.Array:
+    """Multiplies rows by a quantised matrix.
 
     Args:
         x: dtype[M, C].
-        codes: of `form`, whose matrix is [R, C].
+        codes: of `form`, whose tensor is [R, C].
         scales: of `form`.
-        form: how they make the matrix.
+        zeros: of `form`, or None.
+        form: how they make the tensor.
 
     Returns:
         dtype[M, R]. Gradients reach x alone.
     """
-    chex.assert_shape(x, (None, form.matrix[-1]))
+    chex.assert_shape(x, (None, form.shape[-1]))
 
-    def floats(x, codes, scales):
-        return _by_floats(x, codes, scales, form, 1)
+    def elsewhere(x, codes, scales, zeros):
+        return _by_floats(x, codes, scales, zeros, form, 1)
 
-    def integers(x, codes, scales):
-        return quantized_cpu.matmul(x, codes, scales)
-
-    if not INTEGER_PRODUCTS or not quantized_cpu.serves(form, codes, len(x)):
-        return floats(x, codes, scales)
-    return lax.platform_dependent(x, codes, scales, cpu=integers, default=floats)
+    on_cpu = functools.partial(quantized_cpu.matmul, form=form)
+    return lax.platform_dependent(x, codes, scales, zeros, cpu=on_cpu, default=elsewhere)
 
 
-def _by_floats(x, codes, scales, form, axis):
-    """Contracts the columns of the matrix, axis 1, or its rows."""
-    w = form.dequantize(codes, scales, None, x.dtype)
+def _by_floats(x, codes, scales, zeros, form, axis):
+    """Contracts the columns of the tensor, axis 1, or its rows."""
+    w = form.dequantize(codes, scales, zeros, x.dtype)
     axes = (((1,), (axis,)), ((), ()))
     return lax.dot_general(x, w, axes, precision=precision(x.dtype))
 
 
-def _quantized_matmul_forward(x, codes, scales, form):
-    return quantized_matmul(x, codes, scales, form), (codes, scales)
+def _quantized_matmul_forward(x, codes, scales, zeros, form):
+    return quantized_matmul(x, codes, scales, zeros, form), (codes, scales, zeros)
 
 
 def _quantized_matmul_backward(form, saved, grad):
-    return _by_floats(grad, *saved, form, 0), None, None
+    return _by_floats(grad, *saved, form, 0), None, None, None
 
 
 quantized_matmul.defvjp(_quantized_matmul_forward, _quantized_matmul_backward)
+
+
+def head_matmul(
+    x: jax.Array,
+    codes: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array | None,
+    form: Form,
+    axis: int,
+) -> jax.Array:
+    """Multiplies what each head has by its own part of a quantised matrix; without gradients.
+
+    Args:
+        x: dtype[M, N, K], of N heads.
+        codes: of `form`, whose tensor is [N * H, C].
+        scales: of `form`.
+        zeros: of `form`, or None.
+        form: how they make the tensor.
+        axis: 1 contracts C, 0 contracts H.
+
+    Returns:
+        dtype[M, N, H] or dtype[M, N, C].
+    """
+    heads, dims = x.shape[1], (((2,), (1 + axis,)), ((1,), (0,)))
+
+    def by_floats(x, codes, scales, zeros):
+        w = form.dequantize(codes, scales, zeros, x.dtype).reshape(heads, -1, form.shape[1])
+        return lax.dot_general(x, w, dims, precision=precision(x.dtype)).swapaxes(0, 1)
+
+    on_cpu = by_floats
+    if quantized_cpu.divides(heads, form):
+        on_cpu = functools.partial(quantized_cpu.by_head, form=form, axis=axis)
+    return lax.platform_dependent(x, codes, scales, zeros, cpu=on_cpu, default=by_floats)

@@ -8,6 +8,7 @@ Parameters live in `param_dtype`; products run in `dtype`.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import chex
@@ -17,8 +18,9 @@ import jax.numpy as jnp
 
 from zoo import kernels
 from zoo.config import MLP, Activation, ClampedSwiGLU, LayerNorm, Norm
+from zoo.lora import Adapted, whole
 from zoo.precision import precision
-from zoo.quantized import Matrix, Quantized
+from zoo.quantized import Matrix, Quantized, waiting
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -32,6 +34,9 @@ GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
     # in float32, as `LagunaAttention`
     "softplus": lambda x: jax.nn.softplus(x.astype(jnp.float32)).astype(x.dtype),
 }
+
+Weight = jax.Array | Quantized | Adapted
+"""A matrix as a module holds it."""
 
 
 def rms_norm(
@@ -98,7 +103,15 @@ def project(x: jax.Array, w: jax.Array, dtype: jnp.dtype, inputs: int = 1) -> ja
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _project(x, w, inputs):
+    if _is_one_row(x, inputs) and not nn.get_logical_axis_rules():
+        rows, columns = x.size, math.prod(w.shape[inputs:])
+        y = kernels.row_product(x.reshape(rows), w.reshape(rows, columns))
+        return y.reshape(*x.shape[: x.ndim - inputs], *w.shape[inputs:])
     return _contract(x, w, range(x.ndim - inputs, x.ndim), range(inputs))
+
+
+def _is_one_row(x: jax.Array, inputs: int) -> bool:
+    return math.prod(x.shape[: x.ndim - inputs]) == 1
 
 
 def _project_forward(x, w, inputs):
@@ -125,26 +138,31 @@ def _contract(a: jax.Array, b: jax.Array, a_axes: range, b_axes: range) -> jax.A
     return jax.lax.dot_general(a, b, axes, precision=precision(a.dtype))
 
 
-def weight(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> jax.Array:
-    """A parameter of a module; one that is held quantised arrives in the module's `dtype`."""
-    held = quantized(module, name)
-    if held is None:
+def weight(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> Weight:
+    """A parameter of a module as it is held: an array, quantised, or with an adapter."""
+    held = module.get_variable("params", name) if module.has_variable("params", name) else None
+    if not isinstance(held, Quantized | Adapted):
         return module.param(name, init, shape, module.param_dtype)
     chex.assert_shape(held, shape)
-    return held.dequantize(module.dtype)
+    return held
 
 
-def quantized(module: nn.Module, name: str) -> Quantized | None:
-    """A parameter of a module as it is held, if that is quantised."""
-    held = module.get_variable("params", name) if module.has_variable("params", name) else None
-    return held if isinstance(held, Quantized) else None
+def multiply(x: jax.Array, held: Weight, dtype: jnp.dtype, inputs: int = 1) -> jax.Array:
+    """`project` by a weight as it is held."""
+    if isinstance(held, Adapted):
+        inner = project(x, held.a, dtype, inputs) * held.scale
+        return multiply(x, held.base, dtype, inputs) + project(inner, held.b, dtype)
+    held = waiting(held, x)
+    if isinstance(held, Quantized) and isinstance(held.view, Matrix):
+        return project_quantized(x, held, dtype)
+    return project(x, whole(held, dtype), dtype, inputs)
 
 
 def project_quantized(x: jax.Array, held: Quantized, dtype: jnp.dtype) -> jax.Array:
     """Contracts the last axes of x, rounded to `dtype`, with the inputs of a `Matrix`."""
     inputs = held.view.inputs
-    rows = x.astype(dtype).reshape(-1, held.form.matrix[-1])
-    y = kernels.quantized_matmul(rows, held.codes, held.scales, held.form)
+    rows = x.astype(dtype).reshape(-1, held.form.shape[-1])
+    y = kernels.quantized_matmul(rows, held.codes, held.scales, held.zeros, held.form)
     return y.reshape(*x.shape[: x.ndim - inputs], *held.view.shape[inputs:])
 
 
@@ -152,7 +170,7 @@ class Linear(nn.Module):
     """x @ w (+ b), from the last `len(inputs)` axes of x to `outputs`.
 
     `axes` are the logical names of inputs then outputs; `stacked` leading axes of the weight are
-    independent copies (experts), which the caller multiplies itself through `.w`.
+    independent copies (experts), which the caller multiplies itself through `stack`.
     """
 
     inputs: tuple[int, ...]
@@ -175,19 +193,38 @@ class Linear(nn.Module):
             batch_axis=tuple(range(first)),
         )
         shape = (*self.stacked, *self.inputs, *self.outputs)
-        self.w = weight(self, "w", nn.with_logical_partitioning(init, self.axes), shape)
+        self.held = weight(self, "w", nn.with_logical_partitioning(init, self.axes), shape)
         if self.bias:
             axes = self.axes[:first] + self.axes[first + inner :]
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes)
             self.b = self.param("b", zeros, (*self.stacked, *self.outputs), self.param_dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        held = quantized(self, "w")
-        if held is not None and isinstance(held.view, Matrix):
-            y = project_quantized(x, held, self.dtype)
-        else:
-            y = project(x, self.w, self.dtype, len(self.inputs))
+        y = multiply(x, self.held, self.dtype, len(self.inputs))
         return y + self.b.astype(self.dtype) if self.bias else y
+
+    def by_head(self, x: jax.Array, back: bool = False) -> jax.Array:
+        """x[..., N, R] by the matrix of each head alone -> [..., N, H], or `back` from H to R.
+
+        The map is one from R to [N, H].
+        """
+        held = waiting(self.held, x)
+        if isinstance(held, Quantized) and isinstance(held.view, Matrix):
+            rows = x.astype(self.dtype).reshape(-1, *x.shape[-2:])
+            parts = held.codes, held.scales, held.zeros, held.form
+            return kernels.head_matmul(rows, *parts, 1 - back).reshape(*x.shape[:-1], -1)
+        w = whole(held, self.dtype).astype(self.dtype)
+        how = "...nh,rnh->...nr" if back else "...nr,rnh->...nh"
+        return jnp.einsum(how, x, w, precision=precision(self.dtype))
+
+    def array(self, x: jax.Array) -> jax.Array:
+        """[*stacked, *inputs, *outputs] in `dtype`, made after x where it is not held so."""
+        return whole(waiting(self.held, x), self.dtype).astype(self.dtype)
+
+    def stack(self, x: jax.Array) -> jax.Array | Quantized:
+        """As `array`, or quantised as it is held where the copies are matrices of their own."""
+        own = isinstance(self.held, Quantized) and len(self.held.lead) == len(self.stacked)
+        return self.held if own else self.array(x)
 
 
 class Normalize(nn.Module):
@@ -221,7 +258,8 @@ class Embed(nn.Module):
 
     def setup(self):
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
-        self.table = weight(self, "table", init, (self.vocab_size, self.dim))
+        held = weight(self, "table", init, (self.vocab_size, self.dim))
+        self.table = whole(held, self.dtype)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """i32[B, T] -> dtype[B, T, D]."""

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 
 from zoo import cache as caches
 from zoo import kernels
-from zoo.buffer import loaded
+from zoo.buffer import Paged, loaded
 from zoo.config import MLA
 from zoo.indexer import LightningIndexer
-from zoo.layers import Linear, Normalize, precision
+from zoo.layers import Linear, Normalize
 from zoo.rope import Turn, rotate, temperature
 
 
@@ -85,7 +85,7 @@ class LatentAttention(nn.Module):
         q_nope, q_rope = self._queries(q_latent, turn, positions)
         if self.spec.indexer is not None:
             held = None if cache is None else cache.keys
-            within = dict(keys=held, offset=offset, segment_ids=segment_ids)
+            within = dict(keys=held, offset=offset, segment_ids=segment_ids, slots=slots)
             chosen, held = self.indexer(x, q_latent, turn, **within)
             cache = None if cache is None else cache._replace(keys=held)
         allowed = chosen if self.spec.indexer is not None or self.spec.follows else None
@@ -130,10 +130,7 @@ class LatentAttention(nn.Module):
         The cache serves as keys and as values: averaging its P rotated elements too is cheaper than
         copying the others out.
         """
-        exact = precision(self.dtype)
-        k_up, v_up = self.k_up.w.astype(self.dtype), self.v_up.w.astype(self.dtype)
-        q_latent = jnp.einsum("btnh,rnh->btnr", q_nope, k_up, precision=exact)
-        q = jnp.concatenate((q_latent, q_rope), axis=-1)
-        c = loaded(c, self.dtype)[:, :, None]
+        q = jnp.concatenate((self.k_up.by_head(q_nope, back=True), q_rope), axis=-1)
+        c = c if isinstance(c, Paged) else loaded(c, self.dtype)[:, :, None]
         mean = kernels.attend(q, c, c, scale=self._scale, **sight)[..., : self.spec.kv_rank]
-        return jnp.einsum("btnr,rnh->btnh", mean, v_up, precision=exact)
+        return self.v_up.by_head(mean)

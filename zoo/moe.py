@@ -151,7 +151,7 @@ class MixtureOfExperts(nn.Module):
         biases = tuple(part.b.astype(self.dtype) for part in parts) if spec.bias else None
         y = expert_parallel.expert_mlp(
             x.astype(self.dtype), experts, weights,
-            *(part.w.astype(self.dtype) for part in parts),
+            *(part.stack(x) for part in parts),
             act=spec.act, biases=biases, weigh_input=spec.weigh_input,
         )  # fmt: skip
         if spec.shared is not None:

@@ -20,7 +20,7 @@ Axes: M microbatches, B rows of a batch, L layers of a stack, R rounds, S stages
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from zoo import zigzag
 from zoo.axes import as_tuple
 
 AXIS = "stage"
@@ -49,6 +50,51 @@ def divides(layers: int) -> bool:
 def bubble(stages: int, microbatches: int, rounds: int = 1) -> float:
     """The part of the time that a stage is idle."""
     return (stages - 1) / (microbatches * rounds + stages - 1)
+
+
+def check_mesh(mesh: Mapping[str, int]) -> None:
+    """Refuses stages whose rows are shared by devices.
+
+    Raises:
+        ValueError: it names both axes.
+    """
+    if mesh.get(AXIS, 1) > 1 and mesh.get(zigzag.AXIS, 1) > 1:
+        raise ValueError(
+            f"stage={mesh[AXIS]}, context={mesh[zigzag.AXIS]}: layers in stages cannot share rows "
+            "between devices; use a mesh with context=1, or with stage=1"
+        )
+
+
+def check_all(
+    stacks: Iterable[int],
+    mesh: Mapping[str, int],
+    batch: int,
+    length: int,
+    microbatches: int | None,
+    rounds: int,
+    parts: int = 1,
+) -> int | None:
+    """The number of microbatches of a batch on a mesh, or None where no stack runs in stages.
+
+    Args:
+        stacks: the layers of each.
+        mesh: sizes of its axes.
+        batch: rows.
+        length: tokens of a row.
+        microbatches: as for `check`, and so are the others.
+        rounds: how often each goes around.
+        parts: how many devices share the rows of a batch.
+
+    Raises:
+        ValueError: as `check`, or rows that the mesh cannot cut.
+    """
+    zigzag.check(length, mesh.get(zigzag.AXIS, 1))
+    stages, count = mesh.get(AXIS, 1), None
+    for layers in stacks:
+        if stages > 1 and layers % stages == 0:
+            check_mesh(mesh)
+            count = check(layers, batch, stages, microbatches, rounds, parts)
+    return count
 
 
 def check(
@@ -123,18 +169,21 @@ def run(
     n = stages()
     count = check(layers, batch, n, microbatches, rounds, _row_parts())
     items = count * rounds
-    parts = jax.tree.map(lambda x: _cut(x, count), (carried, jax.lax.stop_gradient(context)))
+    types = jax.tree.map(lambda x: x.dtype, carried)
+    begun = jax.tree.map(_widened, carried), jax.lax.stop_gradient(context)
+    parts = jax.tree.map(lambda x: _cut(x, count), begun)
     if rounds == 1 and remat is not None:
         layer = jax.checkpoint(layer, policy=remat, prevent_cse=False)
 
     def stage(number: jax.Array, params: Any, parts: Any) -> tuple[Any, Any]:
         first, number = number[0] == 0, number[0]
         waiting, context = parts
-        groups = params if rounds == 1 else _dealt(params, number, rounds)
+        waiting = jax.tree.map(lambda x, dtype: x.astype(dtype), waiting, types)
+        groups, order = (params, None) if rounds == 1 else _dealt(params, number, rounds)
 
         def work(groups: Any, carried: Any, item: jax.Array) -> tuple[Any, Any]:
             seen = _at(context, item % count)
-            group = groups if rounds == 1 else _at(groups, item // count)
+            group = groups if rounds == 1 else _at(groups, order[item // count])
             return jax.lax.scan(lambda x, p: layer(p, x, seen), carried, group)
 
         if rounds > 1:  # or a copy of the group would be kept for every tick
@@ -175,8 +224,9 @@ def run(
     return jax.tree.map(lambda x: _joined(x[-1]), made), aux
 
 
-def _dealt(params: Any, number: jax.Array, rounds: int) -> Any:
-    """The layers that stage `number` runs, [R, L / (R S), ...]: in round r group r S + number.
+def _dealt(params: Any, number: jax.Array, rounds: int) -> tuple[Any, jax.Array]:
+    """The layers that stage `number` runs, [R, L / (R S), ...], and i32[R] where group r S + number
+    of round r is among them: putting them in order would be another copy.
 
     It gets [L / S, ...], groups number R to (number + 1) R - 1. Each of R moves sends one group of
     every stage, all to different ones.
@@ -192,8 +242,7 @@ def _dealt(params: Any, number: jax.Array, rounds: int) -> Any:
         way = [(s, group % n) for s, group in enumerate(whole)]
         mine = _at(groups, jnp.array(sent)[number])
         got.append(jax.tree.map(lambda x, way=way: jax.lax.ppermute(x, AXIS, way), mine))
-    order = jnp.array(came)[number]
-    return jax.tree.map(lambda *moves: jnp.stack(moves)[order], *got)
+    return jax.tree.map(lambda *moves: jnp.stack(moves), *got), jnp.array(came)[number]
 
 
 def _at(tree: Any, i: jax.Array | int) -> Any:
@@ -219,6 +268,13 @@ def _nearest(numbers: list[int], to: int) -> list[int]:
     """The nearest below and above."""
     below, above = [n for n in numbers if n < to], [n for n in numbers if n > to]
     return below[-1:] + above[:1]
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    """Numbers of at least 32 bits: stages add up their gradients, and XLA on CPU dies of a sum over
+    some axes of a mesh in bfloat16."""
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if floating else x
 
 
 def _cut(x: jax.Array, count: int) -> jax.Array:

@@ -12,6 +12,7 @@ Formats differ in the packing of codes and the size of blocks, and in nothing el
     INT4 of Kimi K2 Thinking                             Ints(4)   (1, 32)
     MXFP4 of gpt-oss (OCP Microscaling Formats 1.0)      FP4()     (1, 32), scales powers of two
     INT4 of `zoo.rounding`                               Nibbles() (1, 128)
+    FP8 by its bits, in decoding on CPU                  E4M3()    as Whole()
     GPTQ (arXiv:2210.17323), zero points                 Ints(4)   (1, 128)
     AWQ (arXiv:2306.00978), zero points                  Ints(4)   (128, 1), of the transpose
 
@@ -23,8 +24,8 @@ namespace, numpy while a checkpoint is loaded or jax.numpy in a model.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -72,8 +73,11 @@ class Nibbles:
         return -(-columns // 2)
 
     def numbers(self, codes, xp):
-        halves = ((codes & 15) - 8, codes >> 4)
-        return xp.concatenate(halves, axis=-1).astype(np.float32)
+        return xp.concatenate(self.halves(codes), axis=-1).astype(np.float32)
+
+    def halves(self, codes: Any) -> tuple[Any, Any]:
+        """The integers of the first half of each row, and of the second."""
+        return (codes & 15) - 8, codes >> 4
 
     def pack(self, numbers: np.ndarray) -> np.ndarray:
         """i8[rows, C] from -8 to 7 -> i8[rows, width]."""
@@ -81,6 +85,24 @@ class Nibbles:
         first, second = numbers[:, :width], numbers[:, width:]
         second = np.pad(second, ((0, 0), (0, width - second.shape[-1])))
         return (second << 4) | (first + 8)
+
+
+@dataclass(frozen=True)
+class E4M3:
+    """FP8 numbers (arXiv:2209.05433 section 3) by their bits, as int8.
+
+    XLA on CPU converts the type itself by one element at a time.
+    """
+
+    def width(self, columns):
+        return columns
+
+    def numbers(self, codes, xp):
+        magnitude = codes.astype(np.int32) & 127
+        normal = ((magnitude << 20) + (120 << 23)).view(np.float32)
+        value = xp.where(magnitude < 8, magnitude * np.float32(2.0**-9), normal)
+        value = xp.where(magnitude == 127, np.float32(np.nan), value)
+        return xp.where(codes < 0, -value, value)
 
 
 @dataclass(frozen=True)
@@ -154,6 +176,11 @@ class Form:
         return (*lead, last, first) if self.transposed else self.shape
 
     @property
+    def plain(self) -> bool:
+        """Whether it has neither zero points nor the transpose."""
+        return self.zeros is None and not self.transposed
+
+    @property
     def codes_shape(self) -> Shape:
         return (*self.matrix[:-1], self.encoding.width(self.matrix[-1]))
 
@@ -214,6 +241,12 @@ class View(Protocol):
     def __call__(self, tensor: jax.Array) -> jax.Array:
         """The parameter, out of the whole tensor."""
 
+    def rows(self, form: Form) -> tuple[np.ndarray, Matrix] | None:
+        """The rows of a tensor [R, C] that the parameter is, and how it is seen in these alone.
+
+        None where it is no rows, or all of them.
+        """
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -224,6 +257,9 @@ class Matrix:
 
     def __call__(self, tensor):
         return tensor.T.reshape(self.shape)
+
+    def rows(self, form):
+        return None
 
 
 @functools.partial(
@@ -268,6 +304,58 @@ class Quantized:
         for _ in self.lead:
             parameter = jax.vmap(parameter)
         return parameter(self.codes, self.scales, self.zeros)
+
+    def alone(self) -> Quantized:
+        """Itself without the rows of parameters beside it, if its blocks have one scale each.
+
+        On the host; arrays are views of the same memory where its rows follow each other.
+        """
+        found = self.view.rows(self.form) if self.form.plain and not self.lead else None
+        if found is None:
+            return self
+        (rows, view), high = found, self.form.block[0]
+        blocks = (rows // high)[::high]
+        if not np.array_equal(np.repeat(blocks, high)[: len(rows)], rows // high):
+            return self
+        codes, scales = _rows(self.codes, rows), _rows(self.scales, blocks)
+        form = replace(self.form, shape=(len(rows), self.form.shape[1]))
+        return replace(self, codes=codes, scales=scales, form=form, view=view)
+
+    def by_bits(self) -> Quantized:
+        """Itself, with FP8 numbers by their bits; the memory is the same."""
+        if self.codes.dtype != jnp.float8_e4m3fn:
+            return self
+        codes = jax.device_put(np.asarray(self.codes).view(np.int8), self.codes.sharding)
+        return replace(self, codes=codes, form=replace(self.form, encoding=E4M3()))
+
+
+def _rows(array: jax.Array, rows: np.ndarray) -> jax.Array:
+    """Rows in their order, a view of the memory where they follow each other."""
+    start, stop = int(rows[0]), int(rows[-1]) + 1
+    index = slice(start, stop) if stop - start == len(rows) else rows
+    return jax.device_put(np.asarray(array)[index], array.sharding)
+
+
+def each_quantized(function: Callable[[Quantized], Any], params: Any) -> Any:
+    """Parameters with function(leaf) where a leaf is quantised."""
+    return jax.tree.map(
+        lambda leaf: function(leaf) if isinstance(leaf, Quantized) else leaf,
+        params,
+        is_leaf=lambda leaf: isinstance(leaf, Quantized),
+    )
+
+
+def floats(held: jax.Array | Quantized, dtype: jnp.dtype) -> jax.Array:
+    """A parameter as an array: one that is an array as it is, one that is quantised in `dtype`."""
+    return held.dequantize(dtype) if isinstance(held, Quantized) else held
+
+
+def waiting(held: Any, x: jax.Array) -> Any:
+    """A parameter, floats of which XLA does not make ahead of a loop that makes x: those of all
+    layers, in the memory that codes spare.
+    """
+    x = jax.lax.stop_gradient(x)
+    return each_quantized(lambda leaf: jax.lax.optimization_barrier((leaf, x))[0], held)
 
 
 def is_quantized(params: Any) -> bool:

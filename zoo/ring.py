@@ -16,7 +16,7 @@ device, t queries and s keys of a tile.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,12 +56,14 @@ class Queries(NamedTuple):
     """What stays, by tiles: q[C, B, K, G, t, H], `slots` i32[C, t], `ids` i32[C, B, t].
 
     `meets` bool[C, tiles of the row]: which tiles of keys hold anything that the queries see.
+    `allowed` bool[C, B, tiles of the row, t, s], by key in the order of the row, or None.
     """
 
     q: jax.Array
     slots: jax.Array
     ids: jax.Array
     meets: jax.Array
+    allowed: jax.Array | None
 
 
 def attend(
@@ -87,7 +89,8 @@ def attend(
         scale: factor on the products.
         slots: i32[T], the slot of the row that stands where, as `zoo.zigzag.slots` says.
         segment_ids: i32[B, T]: a query sees keys of its own segment.
-        allowed: None; a mask per query would be the full square of scores.
+        allowed: bool[B, T, S], keys that a query may see besides all that, T in zigzag order and S
+            in the order of the row; None is all.
         sinks: f32[N], a score per head that takes its share of the softmax and has no value.
         window: how many slots a query sees, its own included; None is all.
         chunk: a query sees its own chunk of so many slots, counted from the start of its segment.
@@ -97,10 +100,8 @@ def attend(
         dtype[B, T, N, Hv], in zigzag order.
 
     Raises:
-        ValueError: `allowed` is given, or a window or chunk is below 1.
+        ValueError: a window or chunk is below 1.
     """
-    if allowed is not None:
-        zigzag.require_whole(slots, "attention restricted by an indexer")
     for name, value in (("window", window), ("chunk", chunk)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1: a query sees its own slot")
@@ -112,20 +113,22 @@ def attend(
     limits = Limits(window, softcap, _tile(T))
     q = (q * scale).reshape(B, T, K, N // K, H)
     sinks = None if sinks is None else sinks.astype(jnp.float32).reshape(K, N // K)
-    return _attend(q, k, v, slots, ids, sinks, limits).reshape(B, T, N, -1)
+    return _attend(q, k, v, slots, ids, allowed, sinks, limits).reshape(B, T, N, -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _attend(q, k, v, slots, ids, sinks, limits):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def _attend(q, k, v, slots, ids, allowed, sinks, limits):
     """Scaled q[B, T, K, G, H], k[B, T, K, H], v[B, T, K, Hv] -> [B, T, K, G, Hv]."""
-    return _forward(q, k, v, slots, ids, sinks, limits)[0]
+    return _forward(q, k, v, slots, ids, allowed, sinks, limits)[0]
 
 
-def _forward(q, k, v, slots, ids, sinks, limits):
+def _forward(q, k, v, slots, ids, allowed, sinks, limits):
     tile, meets = limits.tile, _meeting(slots, ids, limits)
 
-    def local(q, k, v, slots, ids, meets, numbers):
-        mine = Queries(*_tiled((q,), tile), *_tiled_places(slots, ids, tile), meets)
+    def local(q, k, v, slots, ids, allowed, meets, numbers):
+        places = slots, ids, allowed, meets, numbers
+        slots, ids, allowed, meets, numbers = _known_with(q, places)
+        mine = _queries(q, slots, ids, meets, allowed, tile)
         keys = Keys(*_tiled((k, v), tile), numbers, *_tiled_places(slots, ids, tile))
         shape = mine.q.shape[:-1]
         weighted = jnp.zeros((*shape, v.shape[-1]), jnp.float32)
@@ -141,13 +144,13 @@ def _forward(q, k, v, slots, ids, sinks, limits):
         total, top = total[..., None], top[..., None]
         return _untiled(weighted / total), _untiled(top + jnp.log(total))
 
-    out, total = zigzag.shared(local, (1, 1, 1, 0, 1, 0, 0), (1, 1))(
-        q, k, v, slots, ids, meets, jnp.arange(len(meets))
+    out, total = zigzag.shared(local, (1, 1, 1, 0, 1, 1, 0, 0), (1, 1))(
+        q, k, v, slots, ids, allowed, meets, jnp.arange(len(meets))
     )
     if sinks is not None:
         out, total = _with_sinks(out, total, sinks[..., None])
     out = out.astype(v.dtype)
-    return out, (q, k, v, slots, ids, sinks, out, total)
+    return out, (q, k, v, slots, ids, allowed, sinks, out, total)
 
 
 def _with_sinks(out: jax.Array, total: jax.Array, sinks: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -156,12 +159,14 @@ def _with_sinks(out: jax.Array, total: jax.Array, sinks: jax.Array) -> tuple[jax
 
 
 def _backward(limits, saved, grad):
-    q, k, v, slots, ids, sinks, out, total = saved
+    q, k, v, slots, ids, allowed, sinks, out, total = saved
     tile, meets = limits.tile, _meeting(slots, ids, limits)
     through = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
 
-    def local(q, k, v, slots, ids, meets, numbers, grad, total, through):
-        mine = Queries(*_tiled((q,), tile), *_tiled_places(slots, ids, tile), meets)
+    def local(q, k, v, slots, ids, allowed, meets, numbers, grad, total, through):
+        places = slots, ids, allowed, meets, numbers
+        slots, ids, allowed, meets, numbers = _known_with(q, places)
+        mine = _queries(q, slots, ids, meets, allowed, tile)
         keys = Keys(*_tiled((k, v), tile), numbers, *_tiled_places(slots, ids, tile))
         found = _tiled((grad, total, through), tile)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (mine.q, (keys.k, keys.v)))
@@ -179,13 +184,13 @@ def _backward(limits, saved, grad):
         grads = map(_untiled, (q_grad, k_grad, v_grad))
         return tuple(g.astype(x.dtype) for g, x in zip(grads, (q, k, v), strict=True))
 
-    grads = zigzag.shared(local, (1, 1, 1, 0, 1, 0, 0, 1, 1, 1), (1, 1, 1))(
-        q, k, v, slots, ids, meets, jnp.arange(len(meets)), grad, total, through
+    grads = zigzag.shared(local, (1, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1), (1, 1, 1))(
+        q, k, v, slots, ids, allowed, meets, jnp.arange(len(meets)), grad, total, through
     )
     if sinks is None:
-        return *grads, None, None, None
+        return *grads, None, None, None, None
     lost = jnp.exp(sinks[..., None] - total)
-    return *grads, None, None, -(lost * through).sum((0, 1, -1))
+    return *grads, None, None, None, -(lost * through).sum((0, 1, -1))
 
 
 _attend.defvjp(_forward, _backward)
@@ -244,6 +249,8 @@ def _scores(mine: Queries, tile: Keys, limits: Limits) -> tuple[jax.Array, jax.A
     mask = (distance >= 0) & (mine.ids[:, :, None] == tile.ids[:, None])
     if limits.window is not None:
         mask &= distance < limits.window
+    if mine.allowed is not None:  # a tile's slots follow each other in the row
+        mask &= mine.allowed[:, tile.slots[0] // limits.tile]
     return scores, mask[:, None, None]
 
 
@@ -264,6 +271,15 @@ def _meeting(slots: jax.Array, ids: jax.Array, limits: Limits) -> jax.Array:
     return meets & overlap.any(0)
 
 
+def _known_with(x: jax.Array, places: Any) -> Any:
+    """What depends on places alone, as if it depended on x too.
+
+    Differentiating a scan over layers makes all that is the same in each of them once, before, and
+    keeps it: here that would be the masks of every pair of tiles.
+    """
+    return jax.lax.optimization_barrier((places, x))[0]
+
+
 def _passed_on(tree):
     """What the device before sends, while this one's goes to the next."""
     n = zigzag.ways()
@@ -274,6 +290,13 @@ def _passed_on(tree):
 def _tile(length: int) -> int:
     half = length // (2 * zigzag.ways())
     return next(size for size in range(min(half, TILE), 0, -1) if half % size == 0)
+
+
+def _queries(q, slots, ids, meets, allowed, tile: int) -> Queries:
+    """A device's part of the queries by tiles."""
+    if allowed is not None:
+        (allowed,) = _tiled((allowed.reshape(*allowed.shape[:2], -1, tile),), tile)
+    return Queries(*_tiled((q,), tile), *_tiled_places(slots, ids, tile), meets, allowed)
 
 
 def _tiled(arrays: tuple, tile: int) -> tuple:

@@ -31,6 +31,9 @@ CHUNK = 1 << 20
 FLOAT = ("router", "shared_gate", "k_up", "v_up")
 """Linear maps that stay as they are, beside those of an indexer and the kernels `*_conv`."""
 
+EXPERTS = ("gate", "up", "down")
+"""Linear maps of a mixture that every expert has its own of."""
+
 FP8_MAX = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)
 
 Read = Callable[[tuple[int, ...]], np.ndarray]
@@ -129,17 +132,22 @@ class Place:
 
 
 def place(path: str, shape: Shape) -> Place | None:
-    """The matrices of a parameter "stack_0/layer_0/attn/q/w", or None if it is to stay as it is.
+    """The matrices of a parameter "stack_0/layer_0/attn/q/w", or None if it is to stay as it is."""
+    *owners, name, _ = path.split("/")
+    stays = name in FLOAT or owners[-1:] == ["indexer"]
+    return None if stays else matrices(path, shape)
+
+
+def matrices(path: str, shape: Shape) -> Place | None:
+    """The matrices of a linear map, or None if a parameter is none, or the head.
 
     Output projections are the only ones of several input axes, and have one output axis.
     """
     *parents, leaf = path.split("/")
-    if leaf != "w" or parents[0] == "head":
+    if leaf != "w" or parents[0] == "head" or parents[-1].endswith("_conv"):
         return None
     owner, name = parents[-2:]
-    if name in FLOAT or name.endswith("_conv") or owner == "indexer":
-        return None
-    lead = parents[0].startswith("stack_") + (owner == "moe")
+    lead = parents[0].startswith("stack_") + (owner == "moe" and name in EXPERTS)
     rest = shape[lead:]
     return Place(shape[:lead], rest, len(rest) - 1 if name == "o" else 1)
 
@@ -153,8 +161,7 @@ def encode(read: Read, where: Place, how: Method, put: Callable = jnp.asarray) -
         how: to round.
         put: a numpy array to a device.
     """
-    rows, columns = where.matrix
-    form = Form((rows, columns), how.encoding, (1, min(how.group or columns, columns)))
+    (rows, columns), form = where.matrix, _form(where, how)
     codes, scales = None, np.empty((*where.lead, *form.grid), how.scale_type)
     step = max(1, CHUNK // columns)
     for index in np.ndindex(*where.lead):
@@ -167,6 +174,22 @@ def encode(read: Read, where: Place, how: Method, put: Callable = jnp.asarray) -
             codes[index][part] = made
     view = Matrix(where.shape, where.inputs)
     return Quantized(put(codes), put(scales), None, form, view)
+
+
+def shapes(where: Place, how: Method) -> Quantized:
+    """What `encode` makes, as `jax.ShapeDtypeStruct`s."""
+    form = _form(where, how)
+    codes, _ = _rounded(np.zeros((1, form.shape[-1]), np.float32), form, how)
+    return Quantized(
+        jax.ShapeDtypeStruct((*where.lead, *form.codes_shape), codes.dtype),
+        jax.ShapeDtypeStruct((*where.lead, *form.grid), how.scale_type),
+        None, form, Matrix(where.shape, where.inputs),
+    )  # fmt: skip
+
+
+def _form(where: Place, how: Method) -> Form:
+    columns = where.matrix[1]
+    return Form(where.matrix, how.encoding, (1, min(how.group or columns, columns)))
 
 
 def _rounded(x: np.ndarray, form: Form, how: Method) -> tuple[np.ndarray, np.ndarray]:

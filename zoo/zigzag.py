@@ -38,13 +38,23 @@ def slots(length: int) -> jax.Array | None:
     n = ways()
     if n == 1:
         return None
-    if length % (2 * n):
-        raise ValueError(
-            f"a row of {length} tokens does not divide by {2 * n}, two parts for each of context="
-            f"{n} devices: pad it to {-(-length // (2 * n)) * 2 * n}, or share it by fewer"
-        )
+    check(length, n)
     parts = np.arange(length, dtype=np.int32).reshape(2 * n, -1)
     return jnp.asarray(np.stack((parts[:n], parts[n:][::-1]), axis=1).reshape(-1))
+
+
+def check(length: int, devices: int) -> None:
+    """Refuses rows that so many devices cannot share.
+
+    Raises:
+        ValueError: they cannot be cut into two equal parts for each.
+    """
+    parts = 2 * devices
+    if devices > 1 and length % parts:
+        raise ValueError(
+            f"a row of {length} tokens does not divide by {parts}, two parts for each of context="
+            f"{devices} devices: pad it to {-(-length // parts) * parts}, or share it by fewer"
+        )
 
 
 def arrange(tree: Any, slots: jax.Array | None) -> Any:
@@ -92,18 +102,6 @@ def whole(tree: Any, slots: jax.Array | None) -> Any:
     return jax.tree.map(gathered, restore(tree, slots))
 
 
-def require_whole(slots: jax.Array | None, what: str) -> None:
-    """Refuses what needs the tokens of a row in order and on one device.
-
-    Raises:
-        ValueError: there are `slots`, so devices share rows.
-    """
-    if slots is not None:
-        raise ValueError(
-            f"context={ways()}: {what} cannot share rows between devices; use a mesh with context=1"
-        )
-
-
 def shared(function: Callable, inputs: Any, outputs: Any) -> Callable:
     """`function` run by each device on its part of the rows, all other axes as they are.
 
@@ -112,8 +110,11 @@ def shared(function: Callable, inputs: Any, outputs: Any) -> Callable:
         inputs: per argument the axis that is cut, or None for an array that all hold.
         outputs: the same of what is returned.
     """
-    spec = lambda axis: PartitionSpec(*(None,) * axis, AXIS)  # noqa: E731
-    inputs, outputs = jax.tree.map(spec, (inputs, outputs))
+
+    def spec(axis: int | None) -> PartitionSpec:
+        return PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, AXIS)
+
+    inputs, outputs = jax.tree.map(spec, (inputs, outputs), is_leaf=lambda axis: axis is None)
     return jax.jit(
         jax.shard_map(
             function, in_specs=inputs, out_specs=outputs, axis_names={AXIS}, check_vma=False

@@ -44,6 +44,10 @@ def test_a_misspelt_field_is_named_with_the_nearest():
             r"data\.files=\('a',\) is not read with data\.source='stdlib': set .*'glob'",
         ),
         ({"source": "tfds"}, r"data\.name and data\.data_dir are missing"),
+        (
+            {"source": "tfds", "name": "x", "test_fraction": 0.1},
+            r"data\.test_fraction=0\.1 is not read .*='tfds': set data\.source='stdlib' or 'glob'",
+        ),
         ({"name": "x"}, r"data\.name='x' is not read with data\.source='stdlib': set .*'tfds'"),
     ],
 )

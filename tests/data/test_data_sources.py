@@ -77,6 +77,12 @@ def test_the_jsonl_field_can_be_named(corpus):
     assert "AN ANCHOR IS A PROMISE MADE TO MUD." in found
 
 
+def test_a_jsonl_field_without_jsonl_files_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"data\.jsonl_field='body' is of \.jsonl files, and data"):
+        scan(config_of(tmp_path / "a.txt", jsonl_field="body"))
+
+
 def test_the_standard_library_comes_without_tests_and_in_order():
     files, root = stdlib_files()
     names = [f.relative_to(root).as_posix() for f in files]
@@ -107,7 +113,8 @@ def test_a_pattern_that_matches_nothing_is_named_even_among_others(corpus, tmp_p
 def test_an_empty_corpus_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "latin.txt").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"data\.files=.*\*\.txt.* holds no text: its 2 files"):
+    says = r"data\.files=.*\*\.txt.* holds no text: all of its files \(2\)"
+    with pytest.raises(ValueError, match=says):
         prepare(config_of(tmp_path / "*.txt"), tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

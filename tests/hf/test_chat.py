@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, processors
 
 from tests.hf import conversations as talks
 from zoo.hf import template as templates
-from zoo.hf.chat import JINJA, LEGACY, SPECIAL, open_chat
+from zoo.hf.chat import JINJA, LEGACY, SPECIAL, advice, open_chat
 from zoo.hf.load import load
 from zoo.hf.source import GENERATION
 from zoo.hf.tokenizer import CONFIG
@@ -70,6 +70,12 @@ def test_what_ends_an_answer_and_how_to_sample(made):
     assert chat.sampling == {"temperature": 0.6, "top_p": 0.9}
     chat = open_chat(made({**config, GENERATION: {"do_sample": True}}))
     assert chat.sampling == {"temperature": 1.0}
+    for penalty, found in ((1.3, {"repetition_penalty": 1.3}), (1.0, {}), (None, {})):
+        folder = made({GENERATION: {"top_k": 7, "repetition_penalty": penalty}})
+        assert advice(folder) == found
+    assert advice(made({GENERATION: {"do_sample": True, "repetition_penalty": 1.3}})) == {
+        "temperature": 1.0, "repetition_penalty": 1.3,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

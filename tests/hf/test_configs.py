@@ -61,6 +61,7 @@ DEEPSEEK_V3 = json.loads("""{
   "tie_word_embeddings": false, "topk_group": 4, "topk_method": "noaux_tc",
   "torch_dtype": "bfloat16", "transformers_version": "4.33.1", "use_cache": true,
   "v_head_dim": 128, "vocab_size": 129280}""")
+UNREAD = {"attention_dropout", "max_window_layers", "residual_dropout"}  # by some families
 RELEASED = {
     "llama-3.1-8b": LLAMA_31,
     "qwen3-0.6b": QWEN3_06B,
@@ -109,7 +110,7 @@ def test_kimi_k2_is_read_as_deepseek_v3():
         ("llama-3.1-8b", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         ("llama-3.1-8b", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ("llama-3.1-8b", {"rope_scaling": {"rope_type": "longrope"}}, "longrope"),
-        ("llama-3.1-8b", {"rope_scaling": {"rope_type": "linear"}}, "linear rope needs factor"),
+        ("llama-3.1-8b", {"rope_scaling": {"rope_type": "linear"}}, "rotation needs factor"),
         (
             "llama-3.1-8b",
             {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "beta": 1}},
@@ -130,9 +131,13 @@ def test_kimi_k2_is_read_as_deepseek_v3():
             {"architectures": ["LlamaForTokenClassification"]},
             "only LlamaForCausalLM",
         ),
-        ("llama-3.1-8b", {"model_type": "mamba"}, "known are .*llama, .*qwen3"),
+        ("llama-3.1-8b", {"model_type": "mamba"}, "Known are .*llama, .*qwen3"),
         ("qwen3-0.6b", {"layer_types": ["full_attention"]}, "all 28 layers"),
-        ("qwen3-0.6b", {"layer_types": ["chunked_attention"] * 28}, "known are full_attention"),
+        (
+            "qwen3-0.6b",
+            {"layer_types": ["chunked_attention"] * 28},
+            "full_attention or sliding_attention",
+        ),
         (
             "qwen3-0.6b",
             {"layer_types": ["sliding_attention"] * 28},
@@ -143,11 +148,24 @@ def test_kimi_k2_is_read_as_deepseek_v3():
         ("deepseek-v3", {"topk_method": "greedy"}, "topk_method='greedy'"),
         ("deepseek-v3", {"num_key_value_heads": 8}, "must equal num_attention_heads=128"),
         ("deepseek-v3", {"index_topk": 2048}, "index_topk=2048"),
+        ("deepseek-v3", {"mlp_bias": True}, "mlp_bias=True"),
+        ("llama-3.1-8b", {"head_dim": None, "hidden_size": 4097}, "must divide hidden_size=4097"),
+        ("llama-3.1-8b", {"tie_word_embeddings": "false"}, "must be true or false"),
     ],
 )
 def test_what_is_not_understood_is_named(name, change, message):
     with pytest.raises(ValueError, match=message):
         models.config_from_hf({**RELEASED[name], **change})
+
+
+def test_a_value_of_another_kind_is_refused_by_name():
+    of_each_family = {models.config(name).family: name for name in models.presets()}
+    for name in of_each_family.values():
+        hf = models.config_to_hf(models.config(name))
+        for key in hf.keys() - UNREAD:
+            wrong = 0.5 if isinstance(hf[key], str | list | dict) else "no"
+            with pytest.raises(ValueError, match=key.removesuffix("s")):
+                models.config_from_hf({**hf, key: wrong})
 
 
 def test_absent_keys_take_the_class_default():
@@ -218,11 +236,15 @@ def test_a_config_that_its_family_cannot_express():
         models.config_to_hf(dataclasses.replace(cfg, family="qwen3_moe"))
 
 
-def test_a_family_of_experts_cannot_express_a_model_without():
+def test_a_family_of_experts_writes_a_model_without_if_it_can():
     cfg = models.config("deepseek-v3")
     dense = dataclasses.replace(cfg, stacks=cfg.stacks[:1], mtp=())
-    with pytest.raises(ValueError, match=r"deepseek_v3 cannot express.*no layer of a kind"):
-        models.config_to_hf(dense)
+    hf = models.config_to_hf(dense)
+    assert (hf["first_k_dense_replace"], hf["num_hidden_layers"]) == (3, 3)
+    assert not [key for key in hf if "expert" in key]
+    assert models.config_from_hf(json.loads(json.dumps(hf))) == dense
+    with pytest.raises(ValueError, match=r"deepseek_v2 cannot express.*no layer of a kind"):
+        models.config_to_hf(dataclasses.replace(dense, family="deepseek_v2"))
 
 
 def test_stacks_may_group_layers_otherwise():
@@ -297,7 +319,7 @@ def test_llama4_is_read_out_of_the_whole():
     assert models.config_from_hf(alone) == preset
     for change, message in (
         ({"no_rope_layers": [1, 0]}, "each of 48 layers"),
-        ({"layer_types": ["chunked_attention"]}, "name 48 layers"),
+        ({"layer_types": ["chunked_attention"]}, "all 48 layers"),
         ({"attention_chunk_size": None}, "attention_chunk_size=None"),
         ({"use_rope_everywhere": True}, "use_rope_everywhere=True"),
     ):

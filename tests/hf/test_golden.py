@@ -18,33 +18,34 @@ from tests.hf.cases import GOLDEN
 from tests.hf.cases.shared import untrained
 from zoo.hf.load import flatten, load
 
+pytestmark = pytest.mark.optimised
+
 FOLDER = Path(__file__).parent.parent / "golden"
 
 
 @pytest.fixture(scope="module", params=sorted(GOLDEN))
 def case(request):
-    """(Decoder, its compiled `apply`, parameters in float32, what transformers computed)."""
+    """(Decoder, what it makes of whole sequences, its parameters, what transformers computed)."""
     ckpt = load(FOLDER / request.param, dtype=jnp.float32)
     model = zoo.Decoder(ckpt.config)
-    yield model, jax.jit(model.apply), ckpt.params, np.load(FOLDER / f"{request.param}.npz")
+    yield model, programs.whole(model), ckpt.params, np.load(FOLDER / f"{request.param}.npz")
     jax.clear_caches()
 
 
 def test_logits(case):
-    _, apply, params, golden = case
-    programs.close(programs.logits(apply, params, golden["ids"]), golden["logits"])
+    _, whole, params, golden = case
+    programs.close(whole(params, golden["ids"]).logits, golden["logits"])
 
 
 def test_cached_logits(case):
-    model, apply, params, golden = case
-    found = programs.cached_logits(apply, params, golden["ids"], model.cfg)
-    programs.close(found, golden["cached"])
+    model, _, params, golden = case
+    programs.close(programs.cached_logits(model, params, golden["ids"]), golden["cached"])
 
 
 def test_gradients(case):
-    model, _, params, golden = case
-    value, gradients = programs.loss_and_gradients(model, params, golden["ids"])
-    assert value == pytest.approx(float(golden["loss"]), rel=1e-5)
+    _, whole, params, golden = case
+    _, loss, gradients = whole(params, golden["ids"])
+    assert loss == pytest.approx(float(golden["loss"]), rel=1e-5)
     for path, gradient in flatten(gradients["params"]).items():
         flat = np.asarray(gradient).reshape(-1)
         if untrained(path):

@@ -84,7 +84,11 @@ def test_kimi_linear_numbers_layers_from_one():
         ("kimi-linear-48b-a3b", {"mla_use_nope": False}, "mla_use_nope=False"),
         ("kimi-linear-48b-a3b", {"num_hidden_layers": 28}, "each of layers 1 to 28"),
         ("kimi-linear-48b-a3b", {"layer_types": ["mamba"] * 27}, "linear_attention or full"),
-        ("kimi-linear-48b-a3b", {"linear_attn_config": {"heads": 3}}, "heads is not known"),
+        (
+            "kimi-linear-48b-a3b",
+            {"linear_attn_config": {"heads": 3}},
+            "linear_attn config: heads",
+        ),
         ("kimi-linear-48b-a3b", {"num_key_value_heads": 8}, "must equal num_attention_heads=32"),
         ("qwen3-next-80b-a3b", {"attention_bias": True}, "attention_bias=True.*only False"),
         ("qwen3-next-80b-a3b", {"layer_types": ["full_attention"]}, "all 48 layers"),

@@ -162,7 +162,7 @@ def test_index_and_shards_disagree(copy):
 def test_tensor_too_few(copy):
     folder = copy("llama")
     rewrite(folder, lambda t: t.pop("model.norm.weight"))
-    with pytest.raises(ValueError, match=r"lacks 1 tensors: model\.norm\.weight"):
+    with pytest.raises(ValueError, match=r"lacks model\.norm\.weight"):
         load(folder)
 
 
@@ -202,6 +202,9 @@ def test_no_weights(copy):
     folder = copy("llama")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"has pytorch_model\.bin: convert them to safetensors"):
+        load(folder)
+    (folder / "pytorch_model.bin").rename(folder / "consolidated.safetensors")
+    with pytest.raises(ValueError, match=r"has consolidated\.safetensors: fetch the index"):
         load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match=r"no config\.json"):

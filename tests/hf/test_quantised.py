@@ -18,13 +18,16 @@ from tests.hf import quantise
 from tests.hf.test_load import FOLDER, rewrite
 from tests.hf.test_save import contents
 from zoo import cache, checkpoint, models
+from zoo.axes import rules_in_force
 from zoo.hf.layout import shapes
 from zoo.hf.load import flatten, load
 from zoo.hf.quantization import read
 from zoo.hf.save import save_hf
 from zoo.hf.table import expand
-from zoo.inference.unstack import unstack
-from zoo.quantized import Quantized
+from zoo.inference import generate
+from zoo.inference.sampling import from_options
+from zoo.inference.unstack import prepare, unstack
+from zoo.quantized import Matrix, Quantized, each_quantized
 
 CASES = {
     "fp8": "deepseek_v3_yarn",  # in shards; keys and values share tensors whose blocks they cut
@@ -133,9 +136,42 @@ def test_kept_attends_to_a_cache(tmp_path):
 def test_kept_generates(tmp_path):
     folder = quantise.make(FOLDER / "llama", tmp_path / "int8", "int8")
     kept, floats = load(folder), load(folder, dtype=jnp.float32)
+    held = [x for x in flatten(kept.params).values() if isinstance(x, Quantized)]
+    assert all(isinstance(x.view, Matrix) for x in held)  # so that they multiply by their codes
+    assert len(held) == 7
     model = zoo.Decoder(kept.config)
     text = [zoo.generate(model, c.params, [[5, 6, 7]], max_new_tokens=8) for c in (kept, floats)]
     assert text[0] == text[1]
+
+
+def test_generation_makes_no_floats_of_all_layers(tmp_path):
+    """Of tensors of several parameters; those of latent attention go by heads."""
+    cfg = zoo.config_from_hf(
+        dict(
+            model_type="deepseek_v3", vocab_size=64, hidden_size=128, intermediate_size=128,
+            num_hidden_layers=4, first_k_dense_replace=4, num_attention_heads=8, q_lora_rank=64,
+            num_key_value_heads=8, kv_lora_rank=192, qk_nope_head_dim=96, qk_rope_head_dim=16,
+            v_head_dim=96,
+        )
+    )  # fmt: skip
+    params = examples.random_params(zoo.Decoder(cfg))
+    save_hf(tmp_path / "floats", cfg, params)
+    kept = load(quantise.make(tmp_path / "floats", tmp_path / "fp8", "fp8")).params
+    model, held = prepare(zoo.Decoder(cfg), kept)
+    tokens, lengths = generate.pad([[1]])
+    how = generate._How(8, jnp.dtype(jnp.float32), rules_in_force())
+    program = generate._program.lower(
+        model, held, tokens, lengths, from_options(), np.zeros(0, np.int32), jax.random.key(0), how
+    )
+    floats = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert program.compile().memory_analysis().temp_size_in_bytes < floats / 3
+    texts = [zoo.generate(zoo.Decoder(cfg), p, [[1]], 8) for p in (kept, written(kept))]
+    assert texts[0] == texts[1]
+
+
+def written(params):
+    """The floats that quantised parameters stand for."""
+    return each_quantized(lambda leaf: leaf.dequantize(jnp.float32), params)
 
 
 def test_kept_unstacks(folder):
@@ -145,6 +181,14 @@ def test_kept_unstacks(folder):
         wanted = flatten(floats.params["params"]["stack_0"]["layer_0"])[path][0]
         found = leaf.dequantize(jnp.float32) if isinstance(leaf, Quantized) else leaf
         np.testing.assert_array_equal(found, wanted)
+
+
+def test_experts_of_one_tensor_are_held_each_alone(tmp_path):
+    kept = load(quantise.make(FOLDER / "gpt_oss", tmp_path / "mxfp4", "mxfp4"))
+    held = {k: v for k, v in flatten(kept.params["params"]).items() if isinstance(v, Quantized)}
+    moe = kept.config.stacks[0].layers[0].ffn
+    assert {path.split("/")[-2] for path in held} == {"gate", "up", "down"}
+    assert {node.lead for node in held.values()} == {(kept.config.stacks[0].repeats, moe.experts)}
 
 
 def test_layers_of_multi_token_prediction(tmp_path):

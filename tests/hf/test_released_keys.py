@@ -1,11 +1,26 @@
-"""Keys as released files have them, where they are unlike what transformers writes now."""
+"""Keys as released files have them, where they are unlike what transformers writes now.
+
+`released/` holds configs of releases by preset, without keys of training, tokens and vision.
+"""
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from zoo import models
+
+FILES = {
+    path.stem: json.loads(path.read_text())
+    for path in sorted((Path(__file__).parent / "released").glob("*.json"))
+}
+# Those whose text part is a preset's with another theta and length.
+TEXT_PARTS = {
+    "qwen2-vl-2b": ("qwen2-1.5b", 1e6, 32768),
+    "qwen3-vl-2b": ("qwen3-1.7b", 5e6, 262144),
+    "qwen3-vl-30b-a3b": ("qwen3-30b-a3b", 5e6, 262144),
+}
 
 GEMMA_3_4B = json.loads("""{
   "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999,
@@ -121,12 +136,40 @@ RELEASED = {
     "mellum2-12b-a2.5b": MELLUM_2,
     "olmo-3-7b": OLMO_3_7B,
     "phi-4-mini": PHI_4_MINI,
+    **{name: hf for name, hf in FILES.items() if name not in TEXT_PARTS},
 }
 
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_configs_are_the_presets(name):
     assert models.config_from_hf(RELEASED[name]) == models.config(name)
+
+
+@pytest.mark.parametrize("name", TEXT_PARTS)
+def test_released_text_parts_are_nearly_presets(name):
+    preset, theta, length = TEXT_PARTS[name]
+    hf = models.config_to_hf(models.config(preset))
+    near = models.config_from_hf({**hf, "rope_theta": theta, "max_position_embeddings": length})
+    assert models.config_from_hf(FILES[name]) == near
+
+
+def test_the_whole_says_whether_qwen3_vl_is_tied():
+    hf = FILES["qwen3-vl-30b-a3b"]
+    text = {**hf["text_config"], "tie_word_embeddings": True}  # the default of its class
+    assert not models.config_from_hf({**hf, "text_config": text}).tie_embeddings
+
+
+def test_other_spellings_of_glm_5_2():
+    """As transformers 5.11 wrote it."""
+    spelled = {"layer_types": ["deepseek_sparse_attention"] * 78, "num_experts": 256}
+    assert models.config_from_hf(FILES["glm-5.2"] | spelled) == models.config("glm-5.2")
+
+
+def test_kimi_k2_0905_is_k2_with_longer_waves():
+    hf = FILES["kimi-k2"]
+    longer = {"rope_scaling": hf["rope_scaling"] | {"factor": 64.0}}
+    found = models.config_from_hf(hf | longer | {"max_position_embeddings": 262144})
+    assert found == models.config("kimi-k2-0905")
 
 
 def test_longrope_without_factors_has_that_of_both_lengths():
@@ -182,6 +225,8 @@ def test_phimoe_turns_by_the_divisors_of_short_texts():
 
 
 _PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+_LENGTH = "original_max_position_embeddings"
+_LAGUNA, _MAVERICK = FILES["laguna-xs.2"], FILES["llama-4-maverick"]
 _GEMMA_3 = {"model_type": "gemma3_text"}
 
 
@@ -227,6 +272,30 @@ _GEMMA_3 = {"model_type": "gemma3_text"}
             {"model_type": "laguna"},
             {"num_attention_heads_per_layer": [48]},
             "it needs a number for each of 40 layers",
+        ),
+        (_LAGUNA, {"gating_types": ["per_element"] * 40}, "gating_types.*gating say"),
+        (_LAGUNA, {"mlp_only_layers": [0, 1]}, r"mlp_only_layers.*mlp_layer_types say \[0\]"),
+        (
+            _LAGUNA,
+            {"rope_parameters": {**_LAGUNA["rope_parameters"], _LENGTH: 8192}},
+            "8192.*full_attention says 4096",
+        ),
+        (FILES["gemma-2-9b"], {"sliding_window_size": 8192}, "other keys say 4096"),
+        (FILES["glm-5.2"], {"num_experts": 128}, "num_experts=128.*other keys say 256"),
+        (FILES["glm-5.2"], {"indexer_rope_interleave": False}, "only True"),
+        (FILES["hunyuan-a13b"], {"num_shared_expert": 2}, "num_shared_expert=2"),
+        (
+            _MAVERICK,
+            {"text_config": {**_MAVERICK["text_config"], "nope_layer_interval": 3}},
+            "nope_layer_interval=3.*other keys say 4",
+        ),
+        *(
+            (
+                {"model_type": family},
+                {"use_sliding_window": True, "max_window_layers": None},
+                "max_window_layers=None.*whole number",
+            )
+            for family in ("qwen2", "qwen2_moe", "qwen3")
         ),
         (PHI_MOE, {"original_max_position_embeddings": 32}, "rope_scaling says 16"),
         (PHI_MOE, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "only longrope"),

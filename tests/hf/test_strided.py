@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import platform
+import re
+import resource
+from concurrent.futures import ThreadPoolExecutor
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from zoo.hf import strided
+
+LINUX = platform.system() == "Linux" and re.match(r"(\d+)\.(\d+)", platform.release())
+POPULATES = LINUX and tuple(map(int, LINUX.groups())) >= (5, 14)
 
 
 def view(rng, shape, dtype):
@@ -42,3 +50,14 @@ def test_shapes_must_agree():
 
 def test_buffers_are_aligned():
     assert all(strided.empty((n, 3), np.float16).ctypes.data % 64 == 0 for n in range(1, 40))
+
+
+@pytest.mark.skipif(not POPULATES, reason="Linux gets pages ahead since 5.14")
+def test_pages_are_there_before_they_are_written_to():
+    with ThreadPoolExecutor(2) as pool:
+        array = strided.empty((1 << 12, 1 << 12), np.dtype(np.uint8), pool)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    array[...] = 1
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert array.all()
+    assert faults < array.nbytes // resource.getpagesize() // 10

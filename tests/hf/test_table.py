@@ -129,6 +129,15 @@ def test_alternatives_follow_the_names_that_are_there():
     assert usual.replace("3", "4", 1) in tensors  # each layer chooses
 
 
+def test_alternatives_of_one_name_follow_the_shapes_that_are_there():
+    """Qwen3-VL's experts are [in, out] as released, [out, in] as transformers 5 writes them."""
+    cfg = models.config("qwen3-30b-a3b")
+    table = models.storage(cfg, {"model_type": "qwen3_vl_moe"}).table
+    name = "model.language_model.layers.3.mlp.experts.down_proj"
+    for shape in ((128, 768, 2048), (128, 2048, 768)):
+        assert expand(cfg, table, {name}, {name: shape})[name].shape == shape
+
+
 def test_a_parameter_without_a_row_is_an_error():
     table = (Row("model.embed_tokens.weight", "embed/table", Same()),)
     with pytest.raises(ValueError, match="final_norm/scale"):

@@ -9,6 +9,7 @@ import pytest
 import zoo
 from tests.examples import CONFIGS, random_params
 from tests.inference.test_talk import SEVERAL, byte_fallback, byte_level
+from tests.waiting import LONG
 from zoo.inference.completion import Busy, Completion, EngineFailed, Runner
 from zoo.inference.embed import Embedder
 from zoo.inference.engine import Engine, Request
@@ -87,20 +88,23 @@ def engine(made):
 
 @pytest.fixture
 def run(engine):
-    """A runner whose steps can be waited for."""
-    stepped = threading.Condition()
+    """A runner whose steps can be waited for; it has found nothing to do, and rests."""
+    stepped, steps = threading.Condition(), []
 
     def beat():
         with stepped:
+            steps.append(len(steps))
             stepped.notify_all()
 
     runner = Runner(engine, capacity=4, after_step=beat)
 
     def until(condition):
         with stepped:
-            assert stepped.wait_for(condition, 60)
+            seen = stepped.wait_for(condition, LONG)
+            assert seen, f"{len(steps)} steps left {runner.load} jobs, failure={runner.failure}"
 
     runner.until = until
+    until(lambda: steps)
     yield runner
     runner.close()
 
@@ -152,6 +156,24 @@ def test_a_failed_step_fails_its_requests_and_the_next_are_answered(engine, run)
     for job in jobs:
         if job not in failed:
             assert [token.id for token in job.drain()] == want
+
+
+def test_a_request_that_comes_while_a_step_fails_is_answered(engine, run):
+    """It is no sign that the engine ends nobody: those seated are gone."""
+    late, fault = [], engine._fault
+
+    def submitting():
+        late.extend(run.submit([Request((5, 6), 10)]))
+        fault()
+
+    engine._fault, engine.faults = submitting, 1
+    (early,) = run.submit([Request((5, 6), 10)])
+    run.until(lambda: early.done)
+    with pytest.raises(EngineFailed, match="device hiccup"):
+        early.drain()
+    run.until(lambda: late[0].done)
+    assert len(late[0].drain()) == 10
+    assert run.failure is None
 
 
 def test_an_engine_that_cannot_go_on_fails_everybody_and_says_so(engine, run):

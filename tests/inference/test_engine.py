@@ -1,5 +1,6 @@
 """An engine's texts against those of `generate`, whoever shares the batch, and its bookkeeping."""
 
+import collections
 import dataclasses
 import math
 
@@ -17,6 +18,7 @@ from zoo.inference.engine import Engine, Request
 
 PROMPTS = [[3, 14, 15, 92, 65], [35], [i % 97 for i in range(40)], [7 * i % 97 for i in range(70)],
            [5 * i % 97 for i in range(17)]]  # fmt: skip
+LONG = [3 * i % 97 for i in range(252)]
 NEW = 8
 
 
@@ -193,6 +195,20 @@ def test_a_constraint_that_fails_ends_its_request_only(small, served):
     assert served.stats.active == 0
 
 
+@pytest.mark.parametrize(("barred", "made"), [(11, 0), (12, 1)])
+def test_a_bias_against_all_that_a_constraint_allows_is_named(served, barred, made):
+    """Before a token that is none of them is chosen."""
+    constraint = Only([11, 12])
+    bias = {barred: -math.inf, 50: -math.inf}
+    asked = Request(PROMPTS[0], NEW, constraint=constraint, logit_bias=bias)
+    with pytest.raises(ValueError, match=f"allows after {made} new tokens, token {barred} for one"):
+        served.run([asked])
+    assert constraint.said == [11, 12][:made]
+    constraint = Only([11, 12])
+    both = Request(PROMPTS[0], NEW, constraint=constraint, logit_bias={50: -math.inf})
+    assert ids(served.run([both])[0]) == [11, 12]
+
+
 def test_cancelling_frees_the_slot_at_the_next_step(served):
     before = served.stats.requests
     tickets = [served.submit(Request(PROMPTS[0], 60)) for _ in range(4)]
@@ -211,7 +227,31 @@ def test_cancelling_frees_the_slot_at_the_next_step(served):
         ticket.cancel()
     served.step()
     assert (served.stats.active, served.stats.requests - before) == (0, 5)
+    assert served.stats.held_bytes == 0
     assert not served.step()
+
+
+def test_counts_are_true_at_any_moment(served):
+    """Of a request that goes from the queue to a seat, and of a token that somebody may have."""
+    seen, made = [], served.stats.generated_tokens
+
+    class Queue(collections.deque):
+        def remove(self, ticket):
+            super().remove(ticket)
+            seen.append(served.stats.active)
+
+    class Tokens(collections.deque):
+        def append(self, token):
+            super().append(token)
+            assert served.stats.generated_tokens - made == len(self)
+
+    before, served._queue = served._queue, Queue()
+    ticket = served.submit(Request(PROMPTS[0], NEW))
+    ticket._tokens = Tokens()
+    while served.step():
+        pass
+    served._queue = before
+    assert (seen, len(ticket.drain())) == ([1], NEW)
 
 
 def test_a_failing_device_ends_those_seated_and_no_others(small, served, monkeypatch):
@@ -228,6 +268,7 @@ def test_a_failing_device_ends_those_seated_and_no_others(small, served, monkeyp
         with pytest.raises(RuntimeError):
             served.step()
     assert (seated.done, str(seated.error)) == (True, "out of memory")
+    assert served.stats.held_bytes == 0
     while served.step():
         pass
     assert ids(waiting.drain()) == zoo.generate(*small, [PROMPTS[1]], NEW)[0]
@@ -248,18 +289,21 @@ def compiled():
 
 
 def test_nothing_compiles_once_warm(compiled):
+    """Also where a text outgrows the pages that a step reads of short ones."""
     model = zoo.Decoder(CONFIGS["dense"])
-    served = engine(model, random_params(model), slots=2, length=80, chunk=64, prefix_bytes=2**24)
+    params = random_params(model)
+    served = engine(model, params, slots=2, length=490, chunk=64, prefix_bytes=2**24)
     served.warm()
     assert compiled
     compiled.clear()
     edits = dict(presence_penalty=1.0, logit_bias={3: 1.0}, logprobs=2, prompt_logprobs=True)
     requests = [Request(PROMPTS[0], NEW, constraint=Only([1, 2])), Request(PROMPTS[3], NEW)]
     requests += [Request(p, NEW, temperature=1.0, top_p=0.9, **edits) for p in PROMPTS[:3]]
-    requests += [Request([*PROMPTS[3][:40], 1], NEW)]
-    staggered(served, requests)
+    requests += [Request([*PROMPTS[3][:40], 1], NEW), Request(LONG, NEW)]
+    *_, made = staggered(served, requests)
     assert served.stats.prefix_hits
     assert not compiled
+    assert made == zoo.generate(model, params, [LONG], NEW)[0]
 
 
 def test_devices_share_a_model(small):
@@ -272,15 +316,19 @@ def test_devices_share_a_model(small):
     with pytest.raises(ValueError, match="rows does not divide over data=2 x expert=2: 4 would"):
         engine(model, placed, mesh=mesh, rules=rules)
     served = engine(model, placed, slots=4, mesh=mesh, rules=rules, prefix_bytes=2**24)
-    rows = {leaf.addressable_shards[0].data.shape[1] for leaf in jax.tree.leaves(
+    pages = {leaf.addressable_shards[0].data.shape[1] for leaf in jax.tree.leaves(
         served._batch._cache.stacks)}  # fmt: skip
-    assert rows == {1}
+    assert pages == {served._batch.pages}  # of one row, and those of prompts
     requests = [Request(p, NEW, logprobs=0) for p in PROMPTS]
     texts = staggered(served, requests)
     assert is_greedy(model, params, PROMPTS, texts)
     before = programs.decode._cache_size(), programs.extend._cache_size()
     assert staggered(served, requests) == texts
     assert (programs.decode._cache_size(), programs.extend._cache_size()) == before
+    for prompt in (PROMPTS[3], PROMPTS[2]):  # a row is taken where the text's beginning is
+        ticket = served.submit(Request(prompt, 1))
+        served.step()
+        assert ticket.cached_tokens == len(prompt) // 32 * 32
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +359,16 @@ def test_texts_that_begin_beyond_or_outgrow_longrope(longrope):
         (dict(temperature=-1.0), "temperature=-1.0 must be positive"),
         (dict(frequency_penalty=math.nan), "frequency_penalty=nan must be a finite number"),
         (dict(repetition_penalty=0.0), "repetition_penalty=0.0 must be positive"),
-        (dict(logit_bias={1: math.inf}), r"logit_bias\[1\]=inf must be a number"),
+        (dict(frequency_penalty=1e39), r"frequency_penalty=1e\+39 must be a finite number within"),
+        (dict(temperature=1e-40), "temperature=1e-40 must be positive, at least 1e-30"),
+        (dict(max_new_tokens=1.5), "max_new_tokens=1.5 must be a whole number"),
+        (dict(logprobs=1.5), "logprobs=1.5 must be a whole number"),
+        (dict(prompt=(1.5,)), r"prompt=\(1.5,\) must be token ids: whole numbers"),
+        (dict(prompt=5), "prompt=5 must be token ids"),
+        (dict(logit_bias={1: math.inf}), r"logit_bias\[1\]=inf must be a finite number"),
+        (dict(logit_bias={1.5: 1.0}), "logit_bias={1.5: 1.0} must be token ids"),
+        (dict(logit_bias=[3]), r"logit_bias=\[3\] must be a dict"),
+        (dict(logit_bias=dict.fromkeys(range(97), -math.inf)), "is -inf for every token"),
         (dict(prompt=(97,)), "prompt has token 97, outside the vocabulary of 97"),
         (dict(stop_tokens=(-1,)), "stop_tokens has token -1"),
         (dict(logit_bias={97: 1.0}), "logit_bias has token 97"),
@@ -329,6 +386,12 @@ def test_bad_requests_are_refused_at_once(served, options, says):
         (dict(slots=0), "slots=0 must be at least 1"),
         (dict(length=4096), "length=4096 must be 1 to the model's max_length=2048"),
         (dict(chunk=48), "chunk=48 must be a power of two"),
+        (dict(slots=1.5), "slots=1.5 must be a whole number"),
+        (dict(prefix_bytes=-1), "prefix_bytes=-1 must be at least 0"),
+        (dict(prefix_bytes=2**50), r"no memory for a cache of \d+ bytes in pages: lower slots=3"),
+        (dict(cache_dtype=jnp.int32), "cache_dtype=int32 must be int8 or a float type"),
+        (dict(cache_dtype="foo"), "cache_dtype='foo' must be int8 or a float type"),
+        (dict(cache_bytes=2**10), "cache_bytes=1024 does not hold one text of length=96: give at"),
     ],
 )
 def test_bad_sizes_are_refused_at_once(small, options, says):

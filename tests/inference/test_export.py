@@ -1,6 +1,7 @@
 """Exported programs, run where this package cannot be imported, make the tokens of `generate`."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,15 @@ def test_example_makes_the_tokens_of_generate_without_zoo(folder, exported):
     assert len(set(want)) > 3
 
 
+def test_example_refuses_tokens_that_the_model_has_not(exported, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["run_exported.py", str(exported), "--tokens", "9999", "--new", "1"]
+    )
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert "--tokens must be below" in capsys.readouterr().err
+
+
 def test_one_program_per_platform_without_weights_in_it(folder, exported):
     manifest = json.loads((exported / "manifest.json").read_text())
     assert list(manifest["programs"]) == ["cpu", "cuda", "tpu"]
@@ -81,7 +91,8 @@ def test_one_program_per_platform_without_weights_in_it(folder, exported):
     assert (exported / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
-def test_rounded_weights_are_exported_as_they_are(folder, tmp_path):
+def test_rounded_weights_are_exported_as_they_are(folder, tmp_path, capsys, monkeypatch):
+    """The example makes of them what `generate` does."""
     checkpoint = zoo.load(folder, quantize="int8")
     out = export(checkpoint, tmp_path / "out", sizes=SIZES)
     manifest = json.loads((out / "manifest.json").read_text())
@@ -98,6 +109,13 @@ def test_rounded_weights_are_exported_as_they_are(folder, tmp_path):
     want = apply(checkpoint.params, tokens).logits
     want = np.stack((want[0, 2], want[1, 0]))
     np.testing.assert_allclose(logits, want, atol=1e-5 * np.abs(want).max())
+    asked = ["--new", "12", "--tokens", *map(str, PROMPT)]
+    monkeypatch.setattr("sys.argv", ["run_exported.py", str(out), *asked])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    model = zoo.Decoder(checkpoint.config)
+    (want,) = zoo.generate(model, checkpoint.params, [PROMPT], 12, eos=96)
+    assert list(map(int, capsys.readouterr().out.split())) == want
+    assert len(set(want)) > 3
 
 
 def test_what_cannot_be_exported_is_named(folder, exported, tmp_path):

@@ -2,12 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import zoo
 from tests.examples import CONFIGS, random_params
 from tests.inference.test_engine import is_greedy
-from zoo.inference.generate import _program
+from zoo import cache
+from zoo.inference import unstack
+from zoo.inference.generate import BUCKET, _How, _program, pad
+from zoo.inference.sampling import from_options
 
 PROMPTS = [[3, 14, 15, 92, 65], [35], list(range(40))]
 
@@ -71,16 +75,36 @@ def test_bfloat16_runs_and_stacked_parameters_inside_jit_do_too(small):
     [
         ([], {}, "prompts is empty"),
         ([[1], []], {}, "prompt 1 is empty"),
+        ([1, 2], {}, "prompt 0 is 1: prompts are lists of token ids"),
+        ([[1], [1.5]], {}, r"prompt 1 is \[1.5\]"),
         ([[1, 97]], {}, "token 97, outside the vocabulary of 97"),
         ([[-1]], {}, "token -1, outside"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ([[1]], {"max_new_tokens": 2048}, "would pass the model's max_length=2048"),
         ([[1]], {"temperature": -1.0}, "temperature=-1.0 must be positive"),
         ([[1]], {"temperature": 1.0, "top_k": 0}, "top_k=0 must be at least 1"),
+        ([[1]], {"temperature": 1.0, "top_k": 1.5}, "top_k=1.5 must be a whole number"),
         ([[1]], {"temperature": 1.0, "top_p": 1.5}, "top_p=1.5 must be above 0"),
+        ([[1]], {"temperature": 1.0, "top_p": 1e-46}, "top_p=1e-46 must be above 0"),
+        ([[1]], {"cache_dtype": jnp.int16}, "cache_dtype=int16 must be int8 or a float type"),
+        ([[1]], {"cache_dtype": "foo"}, "cache_dtype='foo' must be int8 or .*: float32, float16"),
         ([[1]], {"temperature": 1.0, "min_p": 0.0}, "min_p=0.0 must be above 0"),
     ],
 )
 def test_bad_input_is_refused_before_work(small, prompts, options, says):
     with pytest.raises(ValueError, match=says):
         zoo.generate(*small, prompts, **options)
+
+
+@pytest.mark.parametrize("kind", ["dense", "mla", "delta"])
+def test_the_loop_over_tokens_holds_the_cache_of_a_text_once(kind):
+    """XLA on CPU copies buffers that it has to write and to reshape, in every step."""
+    model, new = zoo.Decoder(CONFIGS[kind]), 4096
+    model, params = unstack.prepare(model, random_params(model))
+    how = _How(new, jnp.dtype("float32"), ())
+    options = from_options(0.0, None, None, None), np.zeros(0, np.int32), jax.random.key(0), how
+    lowered = _program.lower(model, params, *pad([[1, 2, 3]]), *options)
+    used = lowered.compile().memory_analysis().temp_size_in_bytes
+    size = cache.bytes_per_token(model.cfg, jnp.float32) * (BUCKET + new)
+    print(kind, used / size)
+    assert used < 1.3 * size

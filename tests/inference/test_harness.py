@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -17,6 +19,7 @@ from zoo import cli
 from zoo.inference.harness import open_harness
 from zoo.inference.score import Pair, score
 
+ROOT = Path(__file__).parents[2]
 LETTERS = [chr(c) for c in range(32, 127)] + ["\n"]
 START, END = len(LETTERS), len(LETTERS) + 1
 LONGEST = 48
@@ -153,17 +156,43 @@ def continued(plain):
     return {prompt: text(prompt) for prompt in ("Who?", "What is it?")}
 
 
-def test_generate_until(folder, continued):
+def test_generate_until(folder, continued, tmp_path):
     lm = open_harness(folder, batch_size=1)
     (prompt, whole), (other, text) = continued.items()
     stop = whole[5:7]
     options = {"max_gen_toks": 12, "do_sample": False}
     requests = ask((prompt, options), (prompt, options | {"until": [stop]}), (other, options))
     assert lm.generate_until(requests) == [whole, whole[: whole.index(stop)], text]
+    chatty = Path(shutil.copytree(folder, tmp_path / "chatty"))
+    penalty = {"repetition_penalty": 1.7}
+    (penalised,) = lm.generate_until(ask((prompt, options | penalty)))
+    assert penalised != whole
+    (chatty / "generation_config.json").write_text(json.dumps({**penalty, "top_k": 5}))
+    advised = open_harness(chatty, batch_size=1)
+    unpenalised = options | {"repetition_penalty": 1.0}
+    found = advised.generate_until(ask((prompt, options), (prompt, unpenalised)))
+    assert found == [penalised, whole]
+    (chatty / "generation_config.json").write_text(json.dumps({"eos_token_id": ids(stop)[:1]}))
+    lm._ends = open_harness(chatty)._ends
+    assert lm.generate_until(requests[:1]) == [whole[: whole.index(stop[0])]]
     with pytest.raises(ValueError, match="generation_kwargs: 'beams' is not known"):
         lm.generate_until(ask((prompt, {"beams": 4})))
     with pytest.raises(ValueError, match="max_gen_toks=48 leaves no room in max_length=48"):
         lm.generate_until(ask((prompt, {"max_gen_toks": 48})))
+
+
+def test_on_eight_devices_it_answers_as_on_one(folder, plain, continued):
+    """Each of which holds its part of the parameters."""
+    lm = open_harness(folder, batch_size=4, mesh=zoo.make_mesh("data=2,fsdp=2,tensor=2"))
+    largest = max(jax.tree.leaves(lm._params), key=lambda x: x.size)
+    assert largest.addressable_shards[0].data.size == largest.size // 4
+    pairs = [(q, c) for q in QUESTIONS[:2] for c in CHOICES]
+    for (context, continuation), found in zip(pairs, lm.loglikelihood(ask(*pairs)), strict=True):
+        want = by_hand(plain, *parts(context, continuation))
+        assert found == (pytest.approx(want[0], rel=1e-5), want[1])
+    options = {"max_gen_toks": 12, "do_sample": False}
+    texts = lm.generate_until(ask(*((prompt, options) for prompt in continued)))
+    assert texts == list(continued.values())
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +242,26 @@ def test_the_command_runs_local_tasks_without_torch(folder, tasks, plain, tmp_pa
     assert found["zoo_rolling"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-5)
     assert found["zoo_until"]["exact_match,none"] == 0.5
     assert "exact_match,none" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], "names no task"),
+        (["--tasks", "zoo_until", "--rules", "data"], "--rules=data are for a mesh"),
+        (["--tasks", "zoo_until", "--mesh", "data=3"], "mesh 'data=3' holds 3 device(s)"),
+    ],
+)
+def test_a_command_that_is_wrong_ends_before_anything_is_loaded(folder, capsys, flags, says):
+    assert cli.main(["eval", str(folder), *flags]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_flags_of_tasks_are_refused_where_text_is_measured(folder):
+    command = [sys.executable, "eval.py", f"--model={folder}", "--num_fewshot=3", "--dtype=float32"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "error: --num_fewshot, --dtype: that is for tasks" in done.stderr
 
 
 def test_without_lm_eval_the_extra_is_named(folder, monkeypatch, capsys):

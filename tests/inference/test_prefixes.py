@@ -7,8 +7,10 @@ import zoo
 from tests.examples import CONFIGS, random_params
 from tests.inference.test_engine import engine, ids, is_greedy, longrope  # noqa: F401 (a fixture)
 from zoo import cache
+from zoo.cache import PAGE
 from zoo.inference.engine import Request
-from zoo.inference.prefixes import BLOCK, Prefixes
+from zoo.inference.pages import Pages
+from zoo.inference.prefixes import Prefixes
 
 SYSTEM = [11 * i % 97 for i in range(70)]
 NEW = 6
@@ -61,9 +63,9 @@ def test_texts_turned_by_longrope_have_nothing_in_common_with_others(longrope): 
     assert serve(served, near, far) == ([32, 32], texts)
 
 
-def test_bytes_are_those_of_the_blocks_and_stay_below_the_limit(model):
+def test_bytes_are_those_of_the_pages_and_stay_below_the_limit(model):
     model, params = model
-    block = BLOCK * cache.bytes_per_token(model.cfg, np.float32)
+    block = PAGE * cache.bytes_per_token(model.cfg, np.float32)
     state = cache.state_bytes(model.cfg, np.float32)
     served = engine(model, params, prefix_bytes=3 * (block + state))
     serve(served, SYSTEM)
@@ -72,39 +74,63 @@ def test_bytes_are_those_of_the_blocks_and_stay_below_the_limit(model):
     assert 2 * block <= served.stats.prefix_bytes <= 3 * (block + state)
 
 
-def array(kilobytes):
-    return np.zeros(kilobytes * 250, np.float32)
+def tree_of(limit, stateful=False):
+    """A tree of pages of 1000 bytes, and who holds them."""
+    pages = Pages(1, 9)
+    return Prefixes(limit, pages, 1000, stateful), pages
+
+
+def grown(tree, pages, *texts):
+    """The pages of the ends of texts, once a tree holds them and nobody else does."""
+    taken = pages.take(0, len(texts))
+    for text, page in zip(texts, taken, strict=True):
+        assert tree.add(0, text, page)
+    pages.release(taken)
+    return taken
+
+
+A, B, C = ([i] * PAGE for i in (1, 2, 3))
 
 
 def test_the_least_recently_used_leaf_goes_first():
-    tree = Prefixes(limit=4000, stateful=False)
-    a, b, c = ([i] * BLOCK for i in (1, 2, 3))
-    for text in (a, a + b, a + c):
-        assert tree.add(0, text, array(1))
-    assert len(tree.find(0, [*a, *b, 9])) == 2  # c is the oldest now
-    assert tree.add(0, b, array(2))
-    assert tree.bytes == 4000
-    assert len(tree.find(0, [*a, *c, 9])) == 1
-    assert len(tree.find(0, [*a, *b, 9])) == 2
-    assert not tree.add(0, c, array(5))
-    assert tree.bytes == 4000
+    tree, pages = tree_of(limit=3000)
+    grown(tree, pages, A, A + B, A + C)
+    assert len(tree.find(0, [*A, *B, 9])) == 2  # C is the oldest now
+    grown(tree, pages, B)
+    assert (tree.bytes, pages.held) == (3000, 3)
+    assert len(tree.find(0, [*A, *C, 9])) == 1
+    assert len(tree.find(0, [*A, *B, 9])) == 2
+    assert not tree_of(limit=999)[0].add(0, C, 1)
+
+
+def test_pages_that_are_needed_leave_the_tree_oldest_first_unless_others_hold_them():
+    tree, pages = tree_of(limit=8000)
+    _, b, c, d = grown(tree, pages, A, A + B, A + C, B)
+    pages.hold([b])
+    assert tree.make_room(0, 5)
+    assert (pages.free(0), pages.holders(c), pages.holders(d)) == (5, 0, 1)
+    assert not tree.make_room(0, 7)  # nor does anything go for that
+    assert (pages.free(0), tree.loose(0), pages.holders(b)) == (5, 1, 2)
+    assert tree.make_room(0, 6)
+    assert len(tree.find(0, [*A, *B, 9])) == 2
+    tree.clear()
+    pages.release([b])
+    assert (pages.free(0), pages.held, tree.bytes) == (8, 0, 0)
 
 
 def test_the_last_token_is_left_to_be_read_and_kinds_are_apart():
-    tree = Prefixes(limit=4000, stateful=False)
-    text = [1] * BLOCK
-    tree.add(0, text, array(1))
-    assert tree.find(0, text) == []
-    assert len(tree.find(0, [*text, 1])) == 1
-    assert tree.find(1, [*text, 1]) == []
+    tree, pages = tree_of(limit=4000)
+    (page,) = grown(tree, pages, A)
+    assert tree.find(0, A) == []
+    assert tree.find(0, [*A, 1]) == [(page, None)]
+    assert tree.find(1, [*A, 1]) == []
 
 
 def test_a_state_is_needed_to_go_on_from():
-    tree = Prefixes(limit=8000, stateful=True)
-    text = list(range(3 * BLOCK))
-    for end in (1, 2, 3):
-        tree.add(0, text[: end * BLOCK], array(1))
+    tree, pages = tree_of(limit=8000, stateful=True)
+    text = [*A, *B, *C]
+    grown(tree, pages, A, A + B, text)
     assert tree.find(0, [*text, 1]) == []
-    tree.add_state(0, text[: 2 * BLOCK], array(1))
+    tree.add_state(0, A + B, np.zeros(250, np.float32))
     assert tree.bytes == 4000
     assert len(tree.find(0, [*text, 1])) == 2

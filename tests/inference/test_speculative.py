@@ -177,7 +177,8 @@ def test_guesses_are_those_of_the_draft_without_a_cache(made):
     assert 0 < state.accepted < state.guessed
 
 
-def test_devices_share_a_model_and_its_draft(made):
+def test_devices_share_a_model_and_its_draft(made, small, plain):
+    """In `speculate`, and in an engine whose rows they share too, with a draft that each has."""
     model, params = made
     prompts = [*PROMPTS, [5, 5]]
     mesh, rules = zoo.make_mesh("fsdp=4,tensor=2"), {**sharding.find_rules(), "kv_heads": None}
@@ -185,6 +186,12 @@ def test_devices_share_a_model_and_its_draft(made):
     with sharding.use(mesh, rules):
         found = speculate(model, placed, prompts, 12, ahead=3)
     assert found.tokens == zoo.generate(model, params, prompts, 12)
+    for draft in (None, small):
+        options = dict(slots=4, length=64, chunk=32, mesh=mesh, rules=rules)
+        served = Engine(model, placed, draft=draft, ahead=3, **options)
+        _, said = ended(served, REQUESTS)
+        assert [[t.id for t in text] for text in said] == [[t.id for t in text] for text in plain]
+        assert served.stats.accepted_tokens
 
 
 def test_a_model_accepts_all_of_its_own_guesses(made):
@@ -237,7 +244,6 @@ def longrope():
     [
         (dict(ahead=32), "ahead=32 must be 1 to 31"),
         (dict(draft=(None, {})), "ahead=0 must be 1 to 31"),
-        (dict(ahead=2, mesh=1), "an engine on a mesh does not guess ahead"),
         (dict(ahead=2, draft=(zoo.Decoder(CONFIGS["dense"]), {})), "draft has a vocabulary of 97"),
     ],
 )

@@ -12,8 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 import zoo
 from tests.examples import CONFIGS, random_params
 from zoo.hf.chat import open_chat
+from zoo.hf.tokenizer import byte_letters
 from zoo.inference import terminal
 from zoo.inference.talk import Talk, text_of
+from zoo.inference.text import Detokenizer
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|%s|>' % m.role + m.content + '<|end|>' }}{% endfor %}"
@@ -57,6 +59,21 @@ def test_pieces_are_whole_characters_and_the_whole_text(make):
     assert all(len(piece) == 1 for piece in pieces[:-2]), pieces
     assert not any("\ufffd" in piece for piece in pieces if piece != "\ufffd ")
     assert list(text_of([], tokenizer)) == []
+
+
+def test_bytes_that_never_become_characters_are_not_read_again_and_again():
+    class Counted:
+        most, decoded = 0, byte_level()
+
+        def decode(self, ids, **options):
+            self.most = max(self.most, len(ids))
+            return self.decoded.decode(ids, **options)
+
+    tokenizer = Counted()
+    middle = tokenizer.decoded.token_to_id(byte_letters()[128])
+    text = Detokenizer(tokenizer)
+    assert "".join(map(text.push, [middle] * 1000)) + text.rest() == "\ufffd" * 1000
+    assert tokenizer.most < 200
 
 
 def test_bytes_that_are_no_text_come_out_as_decode_writes_them(rng):

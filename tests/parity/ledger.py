@@ -47,12 +47,14 @@ CORE = (
     "attention", "axes", "buffer", "cache", "decoder", "delta", "gqa", "grouped", "indexer",
     "layers", "mla", "moe", "precision", "quantized", "rope", "stacks", "window",
 )  # fmt: skip
-NOT_CORE = ("cli.py", "checkpoint.py", "describe.py", "__init__.py", "__main__.py")
+NOT_CORE = (
+    "cli.py", "checkpoint.py", "describe.py", "runs.py", "__init__.py", "__main__.py",
+)  # fmt: skip
 _EMPTY = frozenset({
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
     tokenize.ENDMARKER,
 })  # fmt: skip
-SHARED_BY_FAMILIES = ("__init__.py", "family.py", "parts.py", "latent.py")
+SHARED_BY_FAMILIES = ("__init__.py", "family.py", "parts.py", "tables.py", "latent.py", "hybrid.py")
 PREDICTION = """## Multi-token prediction
 
 Layers that predict further tokens are parameters (`Config.mtp`): training and drafting use them,

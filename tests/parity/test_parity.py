@@ -5,6 +5,7 @@ Each test notes its figures for `docs/families.md` (`tests.parity.ledger`).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -16,9 +17,12 @@ from tests import programs
 from tests.hf.cases import CASES
 from tests.hf.cases.shared import untrained
 from tests.parity import ledger
-from tests.programs import LENGTH, PIECE, close, logits
+from tests.programs import LENGTH, PIECE, close
 from zoo.hf.load import flatten, load
 from zoo.hf.save import save_hf
+
+ALL = np.ones((2, LENGTH))
+"""A mask, so that plain and padded batches are one program; golden tests have none."""
 
 reference = pytest.importorskip(
     "tests.parity.reference",
@@ -28,11 +32,10 @@ reference = pytest.importorskip(
 
 @pytest.fixture(scope="module", params=sorted(CASES))
 def pair(request, tmp_path_factory):
-    """(transformers' model, our Decoder's compiled `apply`, its Checkpoint, ids)."""
+    """(transformers' model, what ours makes of whole sequences, its Checkpoint, ids)."""
     model = reference.build(request.param)
     ckpt = load(reference.save(model, tmp_path_factory.mktemp(request.param)))
-    apply = jax.jit(zoo.Decoder(ckpt.config).apply)
-    yield model, apply, ckpt, reference.tokens(model, 2, LENGTH)
+    yield model, programs.whole(zoo.Decoder(ckpt.config)), ckpt, reference.tokens(model, 2, LENGTH)
     jax.clear_caches()
 
 
@@ -45,34 +48,34 @@ def note(request, pair):
 
 
 def test_logits(pair, note):
-    model, apply, ckpt, ids = pair
-    note(logits=close(logits(apply, ckpt.params, ids), reference.logits(model, ids)))
+    model, whole, ckpt, ids = pair
+    note(logits=close(whole(ckpt.params, ids, ALL).logits, reference.logits(model, ids)))
 
 
 def test_cached_logits(pair, note):
-    model, apply, ckpt, ids = pair
-    found = programs.cached_logits(apply, ckpt.params, ids, ckpt.config)
+    model, _, ckpt, ids = pair
+    found = programs.cached_logits(zoo.Decoder(ckpt.config), ckpt.params, ids)
     close(found, reference.logits(model, ids))
     note(cached=close(found, reference.cached_logits(model, ids, PIECE)))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_batch(pair, side, note):
-    model, apply, ckpt, ids = pair
+    model, whole, ckpt, ids = pair
     slots = np.arange(LENGTH)[None]
     real = np.asarray([[LENGTH], [LENGTH - 7]])
     mask = slots >= LENGTH - real if side == "left" else slots < real
-    found = logits(apply, ckpt.params, ids, mask)
+    found = whole(ckpt.params, ids, mask).logits
     wanted = reference.logits(model, ids, mask.astype(np.int64))
     note(padded=close(found[mask], wanted[mask]))
 
 
 def test_gradients(pair, tmp_path, note):
-    model, _, ckpt, ids = pair
+    model, whole, ckpt, ids = pair
     wanted_loss = reference.loss_and_gradients(model, ids, tmp_path / "gradients")
     wanted = flatten(load(tmp_path / "gradients").params)
-    value, gradients = programs.loss_and_gradients(zoo.Decoder(ckpt.config), ckpt.params, ids)
-    assert abs(value - wanted_loss) <= 1e-5 * wanted_loss
+    _, loss, gradients = whole(ckpt.params, ids, ALL)
+    assert abs(loss - wanted_loss) <= 1e-5 * wanted_loss
     worst = 0.0
     for path, gradient in flatten(gradients).items():
         if untrained(path):
@@ -116,8 +119,8 @@ def test_fresh_export_loads_in_transformers(pair, tmp_path, note):
     import torch
     import transformers
 
-    _, apply, ckpt, ids = pair
-    params = jax.tree.map(lambda x: x * 0.9 + 0.01, ckpt.params)
+    _, whole, ckpt, ids = pair
+    params = jax.tree.map(lambda x: np.asarray(x) * 0.9 + 0.01, ckpt.params)
     save_hf(tmp_path / "fresh", ckpt.config, params)
     (kind,) = json.loads((tmp_path / "fresh" / "config.json").read_text())["architectures"]
     again, info = getattr(transformers, kind).from_pretrained(
@@ -129,4 +132,15 @@ def test_fresh_export_loads_in_transformers(pair, tmp_path, note):
     )
     problems = {k: v for k, v in info.items() if v}
     assert not problems
-    note(fresh=close(logits(apply, params, ids), reference.logits(again.eval(), ids)))
+    note(fresh=close(whole(params, ids, ALL).logits, reference.logits(again.eval(), ids)))
+
+
+def test_a_config_without_experts_comes_back_from_transformers(tmp_path):
+    """Which writes its own defaults for experts that no layer has."""
+    import transformers
+
+    cfg = zoo.config("deepseek-v3")
+    dense = dataclasses.replace(cfg, stacks=cfg.stacks[:1], mtp=())
+    theirs = transformers.AutoConfig.for_model(**zoo.config_to_hf(dense))
+    theirs.save_pretrained(tmp_path)
+    assert zoo.config_from_hf(tmp_path) == dense

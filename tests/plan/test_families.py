@@ -19,7 +19,6 @@ from zoo.plan import Plan, Workload, compiled, make_plan, parse
 
 pytestmark = [
     pytest.mark.full,
-    pytest.mark.xdist_group("libtpu"),
     pytest.mark.skipif(not compiled.available(), reason="needs libtpu, the extra `plan`"),
 ]
 

@@ -7,10 +7,10 @@ import pytest
 
 import zoo
 from zoo.plan import Workload, compiled, make_plan, parse
+from zoo.training.settings import Lora
 
 pytestmark = [
     pytest.mark.full,
-    pytest.mark.xdist_group("libtpu"),
     pytest.mark.skipif(not compiled.available(), reason="needs libtpu, the extra `plan`"),
 ]
 
@@ -19,6 +19,8 @@ pytestmark = [
     ("name", "topology", "mesh", "mode", "batch", "length", "fits"),
     [
         ("qwen3-0.6b", "v5e:1", "", "train", 4, 2048, True),
+        ("qwen3-0.6b", "v5e:1", "", "lora", 8, 2048, True),
+        ("qwen3-8b", "v5e:1", "", "int4", 1, 2048, True),
         ("qwen3-0.6b", "v5e:1", "", "prefill", 8, 2048, True),
         ("qwen3-0.6b", "v6e:1", "", "decode", 32, 4096, True),
         ("qwen3-8b", "v5e:1", "", "decode", 8, 4096, False),
@@ -31,7 +33,8 @@ pytestmark = [
     ],
 )
 def test_compiles(name, topology, mesh, mode, batch, length, fits):
-    work = Workload(mode, batch, length)
+    spec = {"lora": Lora(), "int4": Lora(base="int4")}.get(mode)
+    work = Workload("train" if spec else mode, batch, length, lora=spec)
     found = make_plan(zoo.config(name), work, parse(topology), mesh)
     assert found.how.startswith("compiled by libtpu")
     assert found.fits == fits

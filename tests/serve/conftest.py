@@ -17,10 +17,12 @@ import uvicorn
 import zoo
 from tests.examples import CONFIGS, random_params
 from tests.inference.test_talk import TEMPLATE, byte_level
+from tests.waiting import LONG
 from zoo.hf.chat import open_chat
 from zoo.inference.engine import Engine
 from zoo.serve.app import make_app
 from zoo.serve.model import Model, Parts, start
+from zoo.serve.server import Server
 from zoo.serve.settings import Settings
 
 LENGTH = 256
@@ -33,6 +35,7 @@ class Site:
 
     port: int
     models: dict[str, Model]
+    server: Server | None = None
 
     @property
     def client(self) -> openai.OpenAI:
@@ -43,7 +46,7 @@ class Site:
         return f"http://127.0.0.1:{self.port}"
 
     def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=LONG)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """Status and body of a request; a body that is no bytes is sent as JSON."""
@@ -128,12 +131,13 @@ def served(models: dict[str, Model], settings: Settings = LIMITS, routes=()) -> 
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        assert began.wait(60)
-        yield Site(server.servers[0].sockets[0].getsockname()[1], models)
+        assert began.wait(LONG), "the server does not begin"
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Site(port, models, app.state.server)
     finally:
         server.should_exit = True
-        thread.join(60)
-    assert not thread.is_alive()
+        thread.join(LONG)
+    assert not thread.is_alive(), "the server does not end"
 
 
 def gated(parts: Parts, settings: Settings, name: str = "tiny") -> Model:

@@ -140,7 +140,8 @@ def test_echo_scores_a_prompt_of_token_ids_as_lm_eval_asks(site, parts, stream):
     best = [max(top.values()) for top in found["top_logprobs"][1:]]
     assert best == pytest.approx(scores.max(-1), abs=1e-4)
     assert best[-1] == found["token_logprobs"][-1]
-    assert found["text_offset"][:4] == [0, 1, 2, 3]
+    assert found["text_offset"][5:10] == [5, 6, 6, 7, 8]  # "ï" has two tokens
+    assert found["text_offset"][-1] == len("The naïve tide")
 
 
 def test_echo_of_nothing_new(site):
@@ -174,6 +175,9 @@ def test_embeddings_are_what_the_embedder_gives_in_both_encodings(site):
     for more in ({}, {"encoding_format": "float"}):  # the client asks for base64 by itself
         found = site.client.embeddings.create(model="tiny", input=texts, **more)
         np.testing.assert_allclose([d.embedding for d in found.data], want, rtol=1e-6)
+    (found,) = site.client.embeddings.create(model="tiny", input=texts[0], dimensions=5).data
+    cut = want[0][:5] / np.linalg.norm(want[0][:5])
+    np.testing.assert_allclose(found.embedding, cut, rtol=1e-6)
     with pytest.raises(openai.BadRequestError, match="may have 1 to 32"):
         site.client.embeddings.create(model="tiny", input="x" * 33)
 
@@ -236,9 +240,14 @@ WRONG = [
     ({"stop": [""]}, "stop[0]", "must have at least 1"),
     ({"seed": 2**64}, "seed", "at most"),
     ({"logit_bias": {"x": 1}}, "logit_bias", "token ids as its keys"),
-    ({"logit_bias": {"999": 1}}, None, "outside the vocabulary of 260"),
+    ({"logit_bias": {"999": 1}}, "logit_bias", "token 999, outside the vocabulary of 260"),
     ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "at most 20"),
-    ({"response_format": {"type": "xml"}}, "response_format.type", "must be one of"),
+    ({"top_logprobs": 2}, "top_logprobs", "needs logprobs=true"),
+    ({"response_format": {"type": "xml"}}, "response_format.type",
+     "='xml' must be one of 'text', 'json_object', 'regex', 'json_schema'"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+     "response_format.json_schema.schema", "is missing"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "shows no calls"),
     ({"tool_choice": "must"}, "tool_choice", "='must' must be one of 'none', 'auto', 'required'"),
     ({"tool_choice": {"type": "function"}}, "tool_choice.function", "is missing"),
@@ -256,6 +265,23 @@ def test_every_field_is_checked_and_named(site, change, param, says):
     error = found["error"]
     assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert says in error["message"]
+
+
+def test_inputs_that_are_none_are_named(site):
+    wrong = (
+        ("/v1/completions", {"prompt": ["a", [1]]}, "prompt[1]", "=[1] must be a string"),
+        ("/v1/completions", {"prompt": [1, "a"]}, "prompt[1]", "='a' must be an integer"),
+        ("/v1/completions", {"prompt": [999]}, "prompt", "token 999, outside the vocabulary"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 256}, None, "or make at most 255"),
+        ("/v1/embeddings", {"input": [[1], [999]]}, "input", "token 999, outside the vocabulary"),
+        ("/v1/embeddings", {"input": ["a", ""]}, "input[1]", "has 0 tokens"),
+        ("/v1/embeddings", {"input": "a", "dimensions": 999}, "dimensions", "=999 must be at most"),
+        ("/detokenize", {"tokens": [999]}, "tokens", "token 999, outside the vocabulary"),
+    )
+    for path, body, param, says in wrong:
+        status, found = site.ask("POST", path, {"model": "tiny", **body})
+        assert (status, found["error"]["param"]) == (400, param)
+        assert says in found["error"]["message"]
 
 
 def test_nothing_is_as_good_as_null(site):

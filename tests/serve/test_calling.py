@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import llguidance
 import numpy as np
@@ -11,7 +12,7 @@ from tokenizers import AddedToken
 import zoo
 from tests.examples import CONFIGS
 from tests.inference.test_talk import byte_level
-from tests.serve.test_tools import WRITTEN
+from tests.serve.test_tools import WRITTEN, calls_of
 from zoo.serve import calling
 from zoo.serve.constraint import by_format, by_tools
 from zoo.serve.errors import ApiError
@@ -195,6 +196,16 @@ def test_channels_stand_between_a_thought_and_what_is_said():
         assert not ends(made, needed(), f"{before}{said}Hello")
 
 
+def test_an_answer_of_a_model_that_no_token_ends_ends_with_its_form():
+    made = model("<tool_call>")
+    made.parts.eos = ()
+    pattern = by_format(made, {"type": "regex", "pattern": "!a{2}"})()  # the first token is a "!"
+    for token in made.tokenizer.encode("!aa").ids:
+        assert pattern.allowed().nonzero()[0].tolist() == [token]
+        pattern.accept(token)
+    assert not pattern.allowed().any()
+
+
 def test_schemas_that_are_none_are_refused_by_the_tools_name():
     made = model("<tool_call> <function=")
     for wrong in (
@@ -207,6 +218,28 @@ def test_schemas_that_are_none_are_refused_by_the_tools_name():
         with pytest.raises(ApiError, match=r"^tools: parameters of 'f'") as error:
             restricted(made, tools)
         assert error.value.param == "tools"
+    for name in ("a b", 'a"', "<a>", "a\n"):
+        with pytest.raises(ApiError, match="cannot be written: use letters"):
+            restricted(made, [{"function": {"name": name}}])
+
+
+@pytest.mark.parametrize("kind", ["qwen coder", "llama 4"])
+def test_properties_may_be_of_any_kind_or_of_none(kind):
+    """As true and false say in JSON Schema."""
+    kept = {"type": "string", "const": "x"}
+    schema = {"properties": {"a": True, "b": False, "k": kept, "c-d": {"type": "integer"}}}
+    made = model(TEMPLATES[kind])
+    held = restricted(made, [{"function": {"name": "f-g", "parameters": schema}}])
+    written = {
+        "qwen coder": "<tool_call>\n<function=f-g>\n<parameter=a>\n[1]\n</parameter>\n"
+        "<parameter=k>\nx\n</parameter>\n<parameter=c-d>\n2\n</parameter>\n</function>\n</tool_call>",
+        "llama 4": '[f-g(a=[1], k="x", c-d=2)]',
+    }[kind]
+    assert ends(made, held(), written)
+    assert not ends(made, held(), re.sub(r"\ba(?=[=>])", "b", written))
+    assert not ends(made, held(), written.replace("x", "y"))
+    (call,) = calls_of(made.calls, written)
+    assert (call.name, json.loads(call.arguments)) == ("f-g", {"a": [1], "k": "x", "c-d": 2})
 
 
 def test_properties_that_a_schema_does_not_name_are_none_unless_it_says_so():

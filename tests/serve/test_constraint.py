@@ -44,6 +44,13 @@ def test_text_of_a_pattern_is_that(site, pattern):
     assert len(set(texts)) > 1
 
 
+def test_a_form_that_turns_out_too_large_is_the_clients_to_mend(site):
+    form = {"type": "regex", "pattern": "(a{1000}){1000}"}
+    with pytest.raises(openai.BadRequestError, match="make that simpler: lexer error") as refused:
+        say(site, form)
+    assert "state" not in str(refused.value)
+
+
 def test_any_object_is_one(site):
     token = site.models["tiny"].tokenizer.token_to_id("}")
     bias = {str(token): 100}  # else the random model hardly ever ends one

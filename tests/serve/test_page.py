@@ -6,39 +6,57 @@ import dataclasses
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 from tests.inference.test_talk import TEMPLATE
 from tests.serve.conftest import LIMITS, gated, served
 from tests.serve.test_abuse import idle
+from tests.waiting import LONG
 from zoo.hf.template import Template
 from zoo.serve import app
 from zoo.serve.model import start
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+
+def runs(command: str) -> bool:
+    """Some are but a line that tells how to install one."""
+    return subprocess.run([command, "--version"], capture_output=True).returncode == 0
+
+
+NAMES = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+BROWSER = next(filter(runs, NAMES), None)
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no Chromium on this machine: apt-get install chromium"
 )
+MOST = 1000 * LONG
+"""Milliseconds that a browser may take for anything."""
+expect.set_options(timeout=MOST)
 SHOTS = os.environ.get("ZOO_TEST_SHOTS")
 """A folder for screenshots, to look at."""
 
 SAID = """# Tides
 
-The **moon** pulls, *so does* the sun; see [NOAA](https://example.org/tides) or `tide(t)`.
+The **moon** pulls, *so does* the sun; see [NOAA](https://example.org/tides) or `tide(t)`,
+or https://example.org/a.b?c=1,2.
 
 1. Spring tides
    - at new moon
    - at full moon
 2. Neap tides
 
+   ```sh
+   tide --neap
+
+   ls
+   ```
+
 > Time and tide wait for no man.
 
 | port | metres |
-|------|--------|
+|------|-------:|
 | Brest | 4.3 |
 | Bay of Fundy | 11.7 |
 
@@ -53,9 +71,10 @@ def tide(t: float) -> float:
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with sync_playwright() as playwright:
+        made = playwright.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox"], timeout=MOST
+        )
         yield made
         made.close()
 
@@ -63,6 +82,7 @@ def browser():
 @pytest.fixture
 def page(browser):
     context = browser.new_context(viewport={"width": 1100, "height": 760})
+    context.set_default_timeout(MOST)
     made = context.new_page()
     complaints: list[str] = []
     made.on("pageerror", lambda e: complaints.append(str(e)))
@@ -103,11 +123,11 @@ def test_from_opening_to_an_answer_to_stop(two, page):
     box.fill("Hello\nthere")
     box.press("Enter")
     page.wait_for_selector(".note")
-    assert "12 tokens, " in page.locator(".note").inner_text()
-    assert "tokens/s" in page.locator(".note").inner_text()
+    expect(page.locator(".note")).to_contain_text("12 tokens, ")
+    expect(page.locator(".note")).to_contain_text("tokens/s")
     assert page.locator("article.user .body").inner_text() == "Hello\nthere"
-    assert page.locator("article.assistant h2").inner_text() == "tiny"
-    assert "complete: 12 tokens" in page.get_by_role("status").inner_text()
+    expect(page.locator("article.assistant h2")).to_have_text("tiny")
+    expect(page.get_by_role("status")).to_contain_text("complete: 12 tokens")
     want = two.client.chat.completions.create(
         model="tiny", messages=[{"role": "user", "content": "Hello\nthere"}], temperature=0,
         max_tokens=12,
@@ -124,26 +144,26 @@ def test_from_opening_to_an_answer_to_stop(two, page):
     box.press("Enter")
     page.get_by_role("button", name="Stop").wait_for()
     page.locator("article:last-child .body", has_text=re.compile(".")).wait_for()
-    assert "answering" in page.get_by_role("status").inner_text()
-    assert page.locator("article").last.get_attribute("aria-busy") == "true"
+    expect(page.get_by_role("status")).to_contain_text("answering")
+    expect(page.locator("article").last).to_have_attribute("aria-busy", "true")
     shoot(page, "streaming")
     page.keyboard.press("Escape")
     page.wait_for_selector("article:last-child .note")
-    assert page.locator("article:last-child .note").inner_text() == "stopped"
+    expect(page.locator("article:last-child .note")).to_have_text("stopped")
     assert page.locator("article:last-child .body").inner_text()
-    assert page.get_by_role("button", name="Send").is_visible()
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
     engine.gate.set()
     assert idle(two)
 
     page.reload()
-    assert page.locator("article").count() == 4
+    expect(page.locator("article")).to_have_count(4)
     page.get_by_label("Model", exact=True).select_option("other")
     page.get_by_role("button", name="New conversation").click()
     page.get_by_label("Message", exact=True).fill("Who are you?")
     page.get_by_role("button", name="Send").click()
     page.wait_for_selector(".note")
-    assert page.locator("article.assistant h2").inner_text() == "other"
-    assert page.locator("#list li").count() == 2
+    expect(page.locator("article.assistant h2")).to_have_text("other")
+    expect(page.locator("#list li")).to_have_count(2)
     assert page.complaints == []
 
 
@@ -152,23 +172,29 @@ def test_a_thought_is_folded_and_stays_as_it_is_put(two, page):
     page.locator("#model option").nth(1).wait_for(state="attached")
     engine, encode = two.models["tiny"].runner.engine, two.models["tiny"].tokenizer.encode
     engine.script = (*encode("<think>\nHm, *so*.\n</think>\n\n**Yes.**").ids, 259)
-    engine.left = len("<think>\nHm,")
+    engine.left = len("<think>\nHm") - 1  # a first step makes two tokens
     box = page.get_by_label("Message", exact=True)
     box.fill("Well?")
     box.press("Enter")
     answer = page.locator("article.assistant")
     summary = answer.locator("summary", has_text="Thinking…")
     summary.wait_for()
-    assert "thinking" in page.get_by_role("status").inner_text()
-    assert not answer.get_by_text("Hm,").is_visible()
-    summary.click()
-    assert answer.get_by_text("Hm,").is_visible()
+    expect(page.get_by_role("status")).to_contain_text("thinking")
+    expect(answer.locator(".thought p")).to_have_text("Hm")
+    expect(answer.get_by_text("Hm")).to_be_hidden()
+    summary.hover()
+    page.mouse.down()
+    engine.left = 1
+    engine.gate.set()
+    expect(answer.locator(".thought p")).to_have_text("Hm,")
+    page.mouse.up()  # the fold was not replaced meanwhile
+    expect(answer.get_by_text("Hm,")).to_be_visible()
     shoot(page, "thinking")
     engine.gate.set()
     page.wait_for_selector(".note")
-    assert answer.locator("summary").inner_text() == "Thoughts"
-    assert answer.locator(".thought em").inner_text() == "so"
-    assert answer.locator(".body > p strong").inner_text() == "Yes."
+    expect(answer.locator("summary")).to_have_text("Thoughts")
+    expect(answer.locator(".thought em")).to_have_text("so")
+    expect(answer.locator(".body > p strong")).to_have_text("Yes.")
     shoot(page, "thoughts")
     asked = []
     page.on("request", lambda request: asked.append(request.post_data_json))
@@ -207,19 +233,27 @@ def test_markdown_becomes_elements_and_never_markup(site, page):
         "p > em >> nth=1": "so does",
         "p code": "tide(t)",
         "td >> nth=3": "11.7",
-        "ol > li >> nth=1": "Neap tides",
+        "ol > li > p >> nth=1": "Neap tides",
         "ol ul li >> nth=1": "at full moon",
         "blockquote": "Time and tide wait for no man.",
     }
     for selector, text in shown.items():
         assert body.locator(selector).inner_text() == text
-    assert body.locator("pre").inner_text().startswith("def tide(t: float) -> float:\n    return")
+    assert body.locator("ol > li pre").inner_text() == "tide --neap\n\nls"
+    sides = [body.locator(f"td >> nth={i}").evaluate("e => e.style.textAlign") for i in (2, 3)]
+    assert sides == ["", "right"]
+    assert (
+        body.locator("pre").last.inner_text().startswith("def tide(t: float) -> float:\n    return")
+    )
     links = body.locator("a").evaluate_all("all => all.map(a => a.href)")
-    assert links == ["https://example.org/tides"]
+    assert links == ["https://example.org/tides", "https://example.org/a.b?c=1,2"]
     assert "<img src=x" in body.inner_text()
     assert page.evaluate("window.broken") is None
     assert page.complaints == []
     shoot(page, "desktop")
+    page.emulate_media(color_scheme="dark")
+    page.get_by_text("Settings").click()
+    shoot(page, "desktop-dark")
 
 
 def test_on_a_phone_nothing_is_cut_off(site, page):
@@ -229,17 +263,21 @@ def test_on_a_phone_nothing_is_cut_off(site, page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     shoot(page, "phone")
     page.get_by_role("button", name="Conversations").click()
-    assert page.get_by_role("button", name="New conversation").is_visible()
+    expect(page.get_by_role("button", name="New conversation")).to_be_visible()
     shoot(page, "phone-menu")
     page.keyboard.press("Escape")
-    assert not page.get_by_role("button", name="New conversation").is_visible()
+    expect(page.get_by_role("button", name="New conversation")).to_be_hidden()
+    page.get_by_role("button", name="Conversations").click()
+    page.mouse.click(360, 400)
+    expect(page.get_by_role("button", name="New conversation")).to_be_hidden()
     page.get_by_text("Settings").click()
     for name in ("Temperature", "API key, kept until the tab is closed"):
         place = page.get_by_label(name).bounding_box()
         assert 0 <= place["x"] <= place["x"] + place["width"] <= 375
     shoot(page, "phone-settings")
     page.emulate_media(color_scheme="dark")
-    page.keyboard.press("Escape")
+    page.mouse.click(180, 600)
+    expect(page.get_by_label("Temperature")).to_be_hidden()
     shoot(page, "phone-dark")
 
 
@@ -269,8 +307,21 @@ def test_errors_are_told_where_the_answer_would_be(two, page):
     page.wait_for_selector("#model option", state="attached")
     page.get_by_label("Message", exact=True).fill("x" * 300)
     page.keyboard.press("Enter")
-    assert "do not fit" in page.get_by_role("alert").inner_text()
-    assert page.get_by_role("button", name="Send").is_visible()
+    expect(page.get_by_role("alert")).to_contain_text("do not fit")
+    asked = []
+    page.on("request", lambda request: asked.append(request.post_data_json))
+    page.get_by_label("Message", exact=True).fill("Shorter")
+    page.keyboard.press("Enter")
+    page.locator("article:last-child .note").wait_for()
+    assert [message["content"] for message in asked[0]["messages"]] == ["Shorter"]
+    page.route("**/completions", lambda route: route.abort())
+    page.get_by_label("Message", exact=True).fill("Again?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert").last).to_contain_text("cannot be reached")
+    page.get_by_role("button", name="Ask again").click()
+    expect(page.get_by_label("Message", exact=True)).to_have_value("Again?")
+    expect(page.locator("article")).to_have_count(4)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
 
 
 def test_a_page_with_a_key_lists_the_models(parts, page):

@@ -9,6 +9,7 @@ import pytest
 
 from tests.serve.conftest import LIMITS, gated, served
 from tests.serve.test_api import HI
+from tests.waiting import until
 from zoo.serve.model import start
 from zoo.serve.routing import Route, Rule, language, read_routes
 
@@ -63,6 +64,9 @@ def test_rules_come_first_and_fall_backs_last():
         ("[]", "holds a list"),
         ({"auto": {}}, "no weights"),
         ({"auto": {"weights": {"a": 0}}}, r"weights\['a'\]=0 must be a positive"),
+        ({"auto": {"weights": {"a": True}}}, r"weights\['a'\]=True must be a positive"),
+        ({"auto": {"weights": ["a"]}}, r"weights=\['a'\] must be an object"),
+        ({"auto": {"weights": {"a": 1}, "fallback": "b"}}, "fallback='b' must be a list"),
         ({"auto": {"weights": {"x": 1}}}, "'x' is not served; there are a, b"),
         ({"a": {"weights": {"a": 1}}}, "a model has this name"),
         ({"auto": {"weights": {"a": 1}, "sticky": True}}, "'sticky' is not one of weights"),
@@ -119,6 +123,9 @@ def spoke(site, model: str, text="Hi", headers=None, **more) -> str:
 
 def test_names_and_routes_are_listed_and_answer_by_their_models_name(site):
     listed = {model.id: model for model in site.client.models.list().data}
+    status, found = site.ask("POST", "/tokenize", {"model": "auto", "prompt": "a"})
+    assert (status, found["error"]["param"]) == (400, "model")
+    assert "name one of first, second" in found["error"]["message"]
     assert list(listed) == ["first", "second", "held", "auto", "ruled", "safe", "alone"]
     assert listed["ruled"].routes_to == ["second", "held", "first"]
     assert [spoke(site, name) for name in ("first", "second", "held")] == [
@@ -163,8 +170,8 @@ def test_another_model_answers_for_one_that_is_busy_or_fails(site):
     body = {"model": "held", "messages": HI, "n": LIMITS.slots, "max_tokens": 4}
     stream.request("POST", "/v1/chat/completions", json.dumps(body),
                    {"Content-Type": "application/json"})  # fmt: skip
-    while waiting.load < LIMITS.slots:
-        assert site.ask("GET", "/health")[0] == 200
+    until(lambda: waiting.load, lambda load: load == LIMITS.slots)
+    assert site.ask("GET", "/health")[0] == 200
     assert spoke(site, "safe") == "second"
     with pytest.raises(openai.RateLimitError, match="held is busy"):
         site.client.chat.completions.create(model="alone", messages=HI)

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.hf import conversations
-from zoo.serve.thoughts import MARKS, Splitter, Thinks, marks_of, thinks
+from tests.inference.test_talk import byte_level
+from zoo.serve.thoughts import MARKS, Counter, Splitter, Thinks, marks_of, thinks
 
 THINK, CHANNELS = MARKS[0], MARKS[-1]
 SAID = [
@@ -18,11 +19,18 @@ SAID = [
     (True, "\nHm", "Hm", ""),
 ]
 NEXT, FINAL = "<|end|><|start|>assistant", "<|channel|>final<|message|>"
-OPEN = "<|channel|>analysis<|message|>"
+OPEN, ASIDE = "<|channel|>analysis<|message|>", "<|channel|>commentary<|message|>"
 IN_CHANNELS = [
     (f"{OPEN}Hm.{NEXT}{FINAL}Yes", "Hm.", "Yes"),
     (f"{FINAL}Yes", "", "Yes"),
     (f"{OPEN}Hm.{NEXT}<|channel|>commentary to", "Hm.", "<|channel|>commentary to"),
+    (f"{OPEN}Hm.{NEXT}{OPEN}So.{NEXT}{FINAL}Yes", "Hm.\n\nSo.", "Yes"),
+    (
+        f"{OPEN}Hm.{NEXT}{ASIDE}I look.{NEXT}<|channel|>commentary to=functions.f",
+        "Hm.",
+        "I look.<|channel|>commentary to=functions.f",
+    ),
+    (f"{ASIDE}I look.<|en", "", "I look.<|en"),
     (f"{OPEN}Hm.<|end|>", "Hm.<|end|>", ""),
     (f"{OPEN}Hm.{NEXT}", "Hm.", ""),
     ("Yes", "", "Yes"),
@@ -45,6 +53,39 @@ def test_channels_say_what_is_a_thought(text, thought, answer, size):
     pieces = [splitter.push(text[i : i + size]) for i in range(0, len(text), size)]
     found = ["".join(parts) for parts in zip(*pieces, splitter.end(), strict=True)]
     assert found == [thought, answer]
+
+
+COUNTED = [
+    (Thinks(THINK, False), "<think>\nHm ä.</think>", "\n\nYes </think>"),
+    (Thinks(THINK, False), "<think></think>", "Yes"),
+    (Thinks(THINK, False), "<think>Hm</thin", ""),
+    (Thinks(THINK, False), "", "<thin"),
+    (Thinks(THINK, False), "", "Yes <think>no</think>"),
+    (Thinks(THINK, True), "Hm</think>", "Yes"),
+    (Thinks(CHANNELS, False), f"{OPEN}Hm.{NEXT}", f"{FINAL}Yes"),
+    (Thinks(CHANNELS, False), f"{OPEN}Hm.{NEXT}{OPEN}So.{NEXT}", f"{ASIDE}I look."),
+    (Thinks(CHANNELS, False), f"{OPEN}Hm.{NEXT}", "<|channel|>ana"),
+    (Thinks(CHANNELS, False), "", f"{FINAL}Yes"),
+]
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+@pytest.mark.parametrize(("how", "thought", "answer"), COUNTED)
+def test_tokens_of_a_thought_are_counted_with_its_marks(how, thought, answer, size):
+    tokenizer = byte_level()
+    tokens = tokenizer.encode(thought + answer).ids
+    counter = Counter(how, tokenizer, skip_special=False)
+    for i in range(0, len(tokens), size):
+        counter.push(tokens[i : i + size])
+    assert counter.tokens == len(tokenizer.encode(thought).ids)
+
+
+def test_thoughts_between_texts_are_counted_alone():
+    tokenizer = byte_level()
+    parts = [f"{OPEN}Hm.{NEXT}", f"{ASIDE}I look.{NEXT}", f"{OPEN}So.{NEXT}", f"{FINAL}Yes"]
+    counter = Counter(Thinks(CHANNELS, False), tokenizer, skip_special=False)
+    counter.push(tokenizer.encode("".join(parts)).ids)
+    assert counter.tokens == sum(len(tokenizer.encode(text).ids) for text in parts[::2])
 
 
 def test_pieces_come_as_soon_as_they_are_certain():

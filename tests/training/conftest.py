@@ -25,6 +25,12 @@ def config(*ffns, tie=False):
 
 
 @pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Where the runs of all files find their data prepared."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
 def dense():
     return zoo.Decoder(config(zoo.MLP(32)))
 

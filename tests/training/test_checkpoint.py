@@ -218,6 +218,8 @@ def test_a_disk_that_fills_up_during_a_save_leaves_earlier_ones(tmp_path):
     )  # fmt: skip
     assert "refused:" in done.stdout, done.stderr[-2000:]
     assert "Earlier checkpoints are whole: 1" in done.stdout
+    assert "File too large" in done.stdout
+    assert "Traceback" not in done.stderr
     again = Checkpoints(tmp_path)
     assert again.latest == 1
     found, _ = again.restore(jax.eval_shape(lambda: state(1, size=200_000)))
@@ -226,6 +228,21 @@ def test_a_disk_that_fills_up_during_a_save_leaves_earlier_ones(tmp_path):
     again.close()
     assert again.latest == 2
     assert sorted(p.name for p in again.folder.iterdir()) == ["1", "2"]
+
+
+def test_who_reads_a_run_leaves_its_unfinished_save_alone(tmp_path):
+    """It may go on in another process. The run itself clears it away, before it saves again."""
+    cfg = config(MLP(32))
+    save_run(tmp_path, cfg, Decoder(cfg).init(jax.random.key(0), jnp.zeros((1, 2), int)))
+    unfinished = tmp_path / checkpoint.CHECKPOINTS / "1.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    load_run(tmp_path)
+    assert unfinished.exists()
+    again = Checkpoints(tmp_path)
+    again.save(state(1), {})
+    again.close()
+    assert not unfinished.exists()
+    assert again.latest == 1
 
 
 def test_run_file_is_replaced_whole(tmp_path):

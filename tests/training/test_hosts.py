@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,21 +13,16 @@ import numpy as np
 import pytest
 
 import zoo
+from tests.processes import ROOT, ends, free_address, said
 from tests.training import hosts_config
 from tests.training.test_loop import without_speed
+from tests.waiting import LONG
 from zoo import checkpoint, hosts
 from zoo.training import loop
 from zoo.training.settings import from_config
 
-ROOT = Path(__file__).parents[2]
 CHILD = "-m", "tests.training.hosts_child"
 CONFIG = f"--config={hosts_config.__file__}"
-
-
-def free_address() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def launch(*command: object, bytes_of_second: int | None = None) -> list[subprocess.Popen]:
@@ -48,40 +42,42 @@ def launch(*command: object, bytes_of_second: int | None = None) -> list[subproc
     return processes
 
 
-def ends(processes: list[subprocess.Popen]) -> list[tuple[str, str]]:
-    return [p.communicate("\n", timeout=300) for p in processes]
-
-
-def said(out: str, word: str) -> list[str]:
-    return [line.removeprefix(word + " ") for line in out.splitlines() if line.startswith(word)]
-
-
 def whole(workdir: Path) -> list[int]:
     """The steps of checkpoints that are there."""
     names = (p.name for p in (workdir / checkpoint.CHECKPOINTS).iterdir())
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def assert_same(*workdirs: Path) -> None:
+    """Two runs, by their metrics and exports."""
+    for a, b in zip(*map(without_speed, workdirs), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    got, wanted = (jax.tree.leaves(zoo.load(workdir / "hf").params) for workdir in workdirs)
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+
+
 def test_a_run_goes_on_whatever_happens_to_hosts(tmp_path, monkeypatch):
     """One is killed, one has a full disk, then there is one, and two again: the run of nobody's
-    interruption, by its metrics, evaluation and export, of which each process writes its share."""
+    interruption, by its metrics, evaluation and export, of which each process writes its share.
+    The last two then train adapters on that export, as one process does."""
     together, alone, cache = (tmp_path / name for name in ("together", "alone", "cache"))
     one = from_config(hosts_config.get_config(None))
     loop.run(one, alone, cache)
     flags = CONFIG, f"--workdir={together}", f"--cache_dir={cache}"
 
-    first, second = launch(*CHILD, 6, *flags)
+    first, second = launch(*CHILD, 6, 1, *flags)
     for process in (first, second):
         assert any(line == "paused\n" for line in process.stdout), process.stderr.read()[-3000:]
     second.send_signal(signal.SIGKILL)
     second.wait()
-    _, error = first.communicate("\n", timeout=2 * hosts.TIMEOUT)
+    _, error = first.communicate("\n", timeout=LONG)
     assert first.returncode != 0
     assert "process 0 of 2 ends" in error or "another task died" in error
     kept = whole(together)
     assert kept[-1] in (2, 4)
 
-    processes = launch(*CHILD, 0, *flags, bytes_of_second=1000)
+    processes = launch(*CHILD, 0, 1, *flags, bytes_of_second=1000)
     errors = [error for _, error in ends(processes)]
     assert all(p.returncode not in (0, None) for p in processes), errors
     noticed = "another task died", "process 0 of 2 ends", "a checkpoint could not be written"
@@ -101,16 +97,16 @@ def test_a_run_goes_on_whatever_happens_to_hosts(tmp_path, monkeypatch):
         patch.setattr(loop._Loop, "advance", interrupted)
         assert loop.run(one, together, cache).step == 7
 
-    processes = launch(*CHILD, 0, *flags)
+    processes = launch(*CHILD, 0, 2, *flags)
     outs = ends(processes)
     assert [p.returncode for p in processes] == [0, 0], [error[-3000:] for _, error in outs]
-    for a, b in zip(*map(without_speed, (together, alone)), strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
+    assert_same(together, alone)
     reports = [json.loads((w / "evaluation.json").read_text()) for w in (together, alone)]
     assert reports[0]["loss"] == pytest.approx(reports[1]["loss"], rel=1e-5)
-    got, single = (zoo.load(folder / "hf").params for folder in (together, alone))
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(single), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-3)
+
+    adapters = from_config(hosts_config.adapters(together / "hf", None))
+    loop.run(adapters, tmp_path / "adapters_alone", cache)
+    assert_same(tmp_path / "adapters", tmp_path / "adapters_alone")
 
     wrote = [set(said(out, "wrote")) for out, _ in outs]
     assert all(len(names) > 1 for names in wrote)

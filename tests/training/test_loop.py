@@ -1,5 +1,6 @@
 """Whole runs of a tiny model on the committed corpus."""
 
+import filecmp
 import json
 import os
 import shutil
@@ -13,18 +14,17 @@ import numpy as np
 import pytest
 
 import zoo
+from tests.processes import ROOT
 from tests.training.test_checkpoint import assert_equal
 from tests.training.tiny import get_config
-from zoo import checkpoint
+from tests.waiting import LONG
+from zoo import checkpoint, cli
 from zoo.training import loop
 from zoo.training.logs import Display, read_metrics
 from zoo.training.measure import measure
 from zoo.training.run import prepare_run
 from zoo.training.settings import from_config
 
-pytestmark = pytest.mark.xdist_group("runs")
-
-ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).with_name("tiny.py")
 STAGES = {"mesh": "stage=2,data=4", "model.num_hidden_layers": 5}
 
@@ -33,11 +33,6 @@ def settings(**changes):
     config = get_config()
     config.update_from_flattened_dict(changes)
     return from_config(config)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +47,12 @@ def final_state(workdir, cache):
     run = prepare_run(settings(), workdir, cache)
     run.checkpoints.close()
     return run.state, run.extra
+
+
+@pytest.fixture(scope="module")
+def final(finished, cache):
+    """The last state of the undisturbed run, and what was kept beside it."""
+    return final_state(finished[0], cache)
 
 
 def without_speed(workdir):
@@ -88,6 +89,14 @@ def test_export_and_checkpoint_measure_the_same(finished, cache):
     assert_equal(zoo.load(workdir / "hf").params, params)
 
 
+def test_a_run_converts_to_what_it_exported(finished, tmp_path):
+    assert cli.main(["convert", str(finished[0]), str(tmp_path / "hf")]) == 0
+    names = {path.name for path in (finished[0] / "hf").iterdir()}
+    assert {path.name for path in (tmp_path / "hf").iterdir()} == names
+    assert filecmp.cmpfiles(finished[0] / "hf", tmp_path / "hf", names, False)[1:] == ([], [])
+    assert json.loads((tmp_path / "hf/config.json").read_text())["eos_token_id"] == 0
+
+
 def test_training_with_text_that_other_texts_cut_short_is_refused(finished, cache):
     with pytest.raises(ValueError, match="no run, so it does not say on which text"):
         measure(finished[0] / "hf", cache_dir=cache)
@@ -102,44 +111,44 @@ def test_the_same_command_again_only_finishes(finished, cache):
     assert without_speed(workdir) == before
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_interrupted_and_resumed_equals_uninterrupted(finished, cache, tmp_path, how):
-    """Asked to stop it saves; killed it falls back to its last checkpoint: the same bits."""
-    workdir = tmp_path / "whole"
-    command = [sys.executable, ROOT / "train.py", f"--config={TINY}", f"--workdir={workdir}"]
-    command += [f"--cache_dir={cache}"]
+@pytest.mark.parametrize(("how", "pause"), [(signal.SIGTERM, 7), (signal.SIGKILL, 34)])
+def test_interrupted_and_resumed_equals_uninterrupted(finished, final, cache, tmp_path, how, pause):
+    """Asked to stop it saves; killed it falls back to its last checkpoint: the same bits.
+
+    It waits for the signal: only how far the save of step 32 came before the kill is chance.
+    """
+    workdir, log = tmp_path / "whole", tmp_path / "log"
+    command = [sys.executable, "-m", "tests.training.hosts_child", str(pause), "1"]
+    command += [f"--config={TINY}", f"--workdir={workdir}", f"--cache_dir={cache}"]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(jax.device_count())}
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-    ) as process:
-        wanted = "step 1/" if how == signal.SIGTERM else "step 48: validation"
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if wanted in line:
-                process.send_signal(how)
-                break
-        lines += process.stderr.readlines()
-    text = "".join(lines)
-    run = prepare_run(settings(), workdir, cache)
-    run.checkpoints.close()
+    environment["PYTHONPATH"] = str(ROOT)
+    with (
+        log.open("w") as file,
+        subprocess.Popen(command, stderr=file, env=environment, **pipes) as process,
+    ):
+        assert any(line == "paused\n" for line in process.stdout), log.read_text()
+        process.send_signal(how)
+        process.communicate("\n", timeout=LONG)
+    text, kept = log.read_text(), checkpoint.Checkpoints(workdir, tidy=False).latest
     if how == signal.SIGTERM:
-        assert 0 < run.step < 48, text
+        assert kept == pause, text
         assert process.returncode == 128 + how, text
         assert "the same command goes on from there" in text
-        assert f"after step {run.step}" in text
+        assert f"after step {kept}" in text
     else:
-        assert process.returncode == -how
-        assert run.step >= 16, text
+        assert process.returncode == -how, text
+        assert kept in (16, 32), text
     resumed = loop.run(settings(), workdir, cache)
     assert resumed.step == 48
-    assert_equal(final_state(workdir, cache)[0], final_state(finished[0], cache)[0])
-    assert final_state(workdir, cache)[1] == final_state(finished[0], cache)[1]
+    state, extra = final_state(workdir, cache)
+    assert_equal(state, final[0])
+    assert extra == final[1]
     assert without_speed(workdir) == without_speed(finished[0])
     assert (workdir / "evaluation.json").exists()
 
 
-def test_a_run_moves_between_meshes(finished, tmp_path, cache):
+def test_a_run_moves_between_meshes(finished, final, tmp_path, cache):
     """Begun on one device, ended on eight, and read on another eight and on one."""
     workdir = tmp_path / "whole"
     shutil.copytree(finished[0], workdir)
@@ -147,11 +156,9 @@ def test_a_run_moves_between_meshes(finished, tmp_path, cache):
     outcome = loop.run(settings(mesh="data=2,expert=2,tensor=2"), workdir, cache)
     for moved, stayed in zip(*map(without_speed, (workdir, finished[0])), strict=True):
         assert moved == pytest.approx(stayed, rel=1e-5)
-    elsewhere = settings(mesh="fsdp=4,tensor=2", microbatches=2, rounds=3)
-    again = prepare_run(elsewhere, workdir, cache)
-    assert (again.model.microbatches, again.model.rounds) == (2, 3)
+    again = prepare_run(settings(mesh="fsdp=4,tensor=2"), workdir, cache)
     again.checkpoints.close()
-    want, extra = final_state(finished[0], cache)
+    want, extra = final
     assert again.extra == extra
     moments = jax.tree.leaves(again.state.opt_state)
     for leaf, one in zip(*map(jax.tree.leaves, (again.state.params, want.params)), strict=True):
@@ -174,6 +181,7 @@ def test_a_run_moves_between_meshes(finished, tmp_path, cache):
         ({**STAGES, "microbatches": 3}, "microbatches=3 do not divide a batch of 4 rows: 2 or 4"),
         ({**STAGES, "rounds": 4}, "rounds=4 do not divide the 2 .* of 4: rounds could be 1, 2"),
         ({"rules": "fdsp"}, "did you mean 'fsdp'"),
+        ({"mesh": "data=4,tensor=2", "rounds": 3}, "rounds=3 would .*: mesh='data=4,tensor=2' ru"),
     ],
 )
 def test_meshes_that_do_not_fit_stop_before_work(tmp_path, cache, changes, message):
@@ -183,25 +191,8 @@ def test_meshes_that_do_not_fit_stop_before_work(tmp_path, cache, changes, messa
 
 
 def test_nan_stops_and_keeps_the_last_good_step(finished, tmp_path, cache):
-    """A weight becomes NaN after step 32, as if the update had overflowed."""
-    workdir = tmp_path / "whole"
-    shutil.copytree(finished[0], workdir)
-    shutil.rmtree(workdir / "checkpoints/48")
-    run = prepare_run(settings(), workdir, cache)
-    run.state = run.state.replace(params=jax.tree.map(lambda x: x * np.nan, run.state.params))
-    with pytest.raises(loop.NotFinite, match=r"step 33: nan.*Step 32 is saved.*init_from") as e:
-        loop.train(run)
-    run.checkpoints.close()
-    assert "optimizer.learning_rate" in str(e.value)
-    kept = checkpoint.Checkpoints(workdir)
-    assert kept.latest == 32
-    params = kept.restore_params(run.config, 32)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
-    kept.close()
-
-
-def test_nan_that_the_last_update_made_is_not_saved(finished, tmp_path, cache):
-    """The loss before the update is fine, so only a look at the new state can tell."""
+    """The update of step 33 overflows: its loss was fine, so only a look at the new state can tell,
+    and the next step's loss."""
     workdir = tmp_path / "whole"
     shutil.copytree(finished[0], workdir)
     shutil.rmtree(workdir / "checkpoints/48")
@@ -212,9 +203,17 @@ def test_nan_that_the_last_update_made_is_not_saved(finished, tmp_path, cache):
         run.state = run.state.replace(params=jax.tree.map(lambda x: x * np.inf, run.state.params))
         with pytest.raises(loop.NotFinite, match=r"step 33: .* after the update"):
             steps.save()
+        steps.advance()
+        with pytest.raises(loop.NotFinite, match=r"step 34: nan.*Step 32 is saved.*init_from") as e:
+            steps.save()
         steps.close()
     run.checkpoints.close()
-    assert checkpoint.Checkpoints(workdir).latest == 32
+    assert "optimizer.learning_rate" in str(e.value)
+    kept = checkpoint.Checkpoints(workdir)
+    assert kept.latest == 32
+    params = kept.restore_params(run.config, 32)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+    kept.close()
 
 
 def test_workdir_of_another_run_is_refused_before_work(finished, cache):
@@ -262,7 +261,7 @@ def test_a_run_starts_from_weights_of_a_run_or_a_folder(finished, tmp_path, cach
     [
         ({"model.vocab_size": 300}, "tokenizer has 400 tokens and the model vocab_size=300"),
         ({"data.window": 256}, "data.window=256 is longer than .*=128"),
-        ({"data.test_fraction": 0.0, "evaluation.split": "test"}, "evaluation.split='test'"),
+        ({"samples.prompts": ("x " * 99,)}, "'x x .* and samples.tokens=64 new ones are .*=128"),
         ({"model.hiden_size": 16}, "hiden_size"),
         ({"data.files": ("/nowhere/*.txt",)}, "nowhere"),
     ],

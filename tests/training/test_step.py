@@ -31,7 +31,7 @@ def prepared(model, balance=BALANCE, accumulate=1, spec=SPEC):
     """A step, compiled once, and a function that makes the state before it."""
     optimizer = make_optimizer(spec, 100)
     step = make_step(model, optimizer, balance, accumulate)
-    return step, lambda: create_state(model, optimizer, seed=0)
+    return step, jax.jit(lambda: create_state(model, optimizer, seed=0))
 
 
 def trained(model, batch, steps=1, **kwargs):
@@ -61,7 +61,7 @@ def test_multi_token_prediction_learns_the_token_after_the_next(sparse, batch):
     layer = sparse.cfg.layers[-1]
     model = sparse.clone(cfg=dataclasses.replace(sparse.cfg, mtp=(layer, layer)))
     optimizer = make_optimizer(SPEC, 100)
-    state = create_state(model, optimizer, seed=0)
+    state = jax.jit(lambda: create_state(model, optimizer, seed=0))()
     step = make_step(model, optimizer, Balance(), mtp_loss=0.3)
     state, first = step(state, batch)
     for _ in range(20):
@@ -73,14 +73,19 @@ def test_further_losses_are_next_token_losses_shifted(sparse, batch):
     """Depth 0 sees hidden state t and token t + 1, and is to predict token t + 2."""
     model = sparse.clone(cfg=dataclasses.replace(sparse.cfg, mtp=(sparse.cfg.layers[0],)))
     params = examples.random_params(model)
-    out, _ = token_losses(model, params, batch)
-    total, _ = further_losses(model, params, batch, out.hidden)
     tokens, ids = batch["tokens"], batch["segment_ids"]
-    known = jnp.roll(tokens, -1, axis=1)
-    drafted = model.apply(
-        params, 0, out.hidden, known, ids, batch["positions"] + 1, method="draft"
-    ).hidden
-    prob = jax.nn.log_softmax(model.apply(params, drafted, method="logits"))
+
+    @jax.jit
+    def both(params, batch):
+        out, _ = token_losses(model, params, batch)
+        total, _ = further_losses(model, params, batch, out.hidden)
+        known = jnp.roll(tokens, -1, axis=1)
+        drafted = model.apply(
+            params, 0, out.hidden, known, ids, batch["positions"] + 1, method="draft"
+        ).hidden
+        return total, jax.nn.log_softmax(model.apply(params, drafted, method="logits"))
+
+    total, prob = jax.device_get(both(params, batch))
     wanted = sum(
         -prob[b, t, tokens[b, t + 2]]
         for b in range(tokens.shape[0])
@@ -92,7 +97,8 @@ def test_further_losses_are_next_token_losses_shifted(sparse, batch):
 
 def test_first_loss_is_the_mean_over_targets(sparse, batch, once):
     params = prepared(sparse)[1]().params
-    out = sparse.apply(params, batch["tokens"], batch["segment_ids"], batch["positions"])
+    apply = jax.jit(sparse.apply)
+    out = apply(params, batch["tokens"], batch["segment_ids"], batch["positions"])
     real = batch["targets"] >= 0
     prob = np.take_along_axis(
         np.asarray(jax.nn.log_softmax(out.logits)), np.maximum(batch["targets"], 0)[..., None], -1
@@ -168,5 +174,7 @@ def test_auxiliary_loss_balances_too(batch):
     balance = Balance(aux_loss=1.0)
     _, first = trained(model, batch, balance=balance)
     _, last = trained(model, batch, steps=40, balance=balance)
-    assert 2.0 <= last["aux_loss"] < first["aux_loss"]
+    assert last["aux_loss"] < first["aux_loss"]
+    # Two where loads are even; a little less where they and the probabilities differ oppositely.
+    assert last["aux_loss"] == pytest.approx(2.0, abs=0.02)
     assert last["imbalance"] < first["imbalance"]

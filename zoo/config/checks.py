@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 
 def positive(value: object, *names: str) -> None:
     for name in names:
         field = getattr(value, name)
-        if field is not None and not field > 0:
-            raise ValueError(f"{type(value).__name__}.{name}={field} must be positive")
+        if field is not None and not (isinstance(field, Real) and field > 0):
+            raise ValueError(f"{type(value).__name__}.{name}={field!r} must be a positive number")
 
 
 def one_of(value: object, name: str, allowed: tuple[str | None, ...]) -> None:

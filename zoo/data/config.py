@@ -10,16 +10,18 @@ from typing import Any, Literal, get_args
 
 Source = Literal["stdlib", "glob", "tfds"]
 
-# Fields that only one source reads: setting one for another source is a mistake, not a preference.
+# Fields that some sources read: setting one for another source is a mistake, not a preference.
 _ONLY_FOR = {
-    "files": "glob",
-    "jsonl_field": "glob",
-    "name": "tfds",
-    "data_dir": "tfds",
-    "text_feature": "tfds",
-    "train_split": "tfds",
-    "validation_split": "tfds",
-    "test_split": "tfds",
+    "files": ("glob",),
+    "jsonl_field": ("glob",),
+    "name": ("tfds",),
+    "data_dir": ("tfds",),
+    "text_feature": ("tfds",),
+    "train_split": ("tfds",),
+    "validation_split": ("tfds",),
+    "test_split": ("tfds",),
+    "validation_fraction": ("stdlib", "glob"),
+    "test_fraction": ("stdlib", "glob"),
 }
 
 
@@ -81,6 +83,16 @@ class DataConfig:
         self._check_numbers()
         self._check_source()
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that there will be, of train, validation and test."""
+        further = ("validation", "test")
+        if self.source == "tfds":
+            found = {name: getattr(self, f"{name}_split") is not None for name in further}
+        else:
+            found = {name: getattr(self, f"{name}_fraction") > 0 for name in further}
+        return ("train", *(name for name in further if found[name]))
+
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> DataConfig:
         """Reads a dict or an `ml_collections.ConfigDict`.
@@ -134,12 +146,12 @@ class DataConfig:
 
     def _check_source(self) -> None:
         for field in dataclasses.fields(self):
-            needed = _ONLY_FOR.get(field.name, self.source)
+            needed = _ONLY_FOR.get(field.name, (self.source,))
             value = getattr(self, field.name)
-            if needed != self.source and value != field.default:
+            if self.source not in needed and value != field.default:
                 raise ValueError(
                     f"data.{field.name}={value!r} is not read with data.source={self.source!r}: "
-                    f"set data.source={needed!r} or leave it out"
+                    f"set data.source={' or '.join(map(repr, needed))}, or leave it out"
                 )
         if self.source == "glob" and not self.files:
             raise ValueError(

@@ -52,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a bar of bytes on a terminal, and two log lines anywhere.
+    """Shows a bar of bytes on a terminal, and a log line anywhere.
 
     Args:
       label: what is being done.
@@ -76,4 +76,3 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     ) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.advance(task, done)
-    logging.info("%s: done", label)

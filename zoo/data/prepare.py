@@ -111,7 +111,7 @@ def prepare(config: DataConfig, cache_dir: str | Path | None = None) -> Prepared
 
     Raises:
       ValueError: the config names nothing usable; the message names the field and the remedy.
-      OSError, RuntimeError: the cache cannot be written; a note on it tells what to do.
+      OSError: a file cannot be read, or the cache not be written.
     """
     cache = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
     tokenizer = None
@@ -125,12 +125,12 @@ def prepare(config: DataConfig, cache_dir: str | Path | None = None) -> Prepared
         try:
             with disk.locked(cache):
                 _make(config, cache, text, tokenizer)
-        except (OSError, RuntimeError) as error:  # TFDS reports a failed write as RuntimeError.
-            error.add_note(
-                f"Data was being prepared in {cache}; finished parts are kept. If the disk is "
-                "full, free some of it or set another cache folder, for example with ZOO_CACHE"
-            )
-            raise
+        except OSError as error:
+            raise OSError(
+                f"data could not be prepared in {cache}: {error}. Finished parts are kept. If the "
+                "disk is full, free some of it or set another cache folder, for example with "
+                "ZOO_CACHE"
+            ) from error
         found = _find(config, cache, text, tokenizer)
     for split in found.splits:
         found.windows(split).check()

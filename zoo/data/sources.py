@@ -95,6 +95,7 @@ def scan(config: DataConfig) -> Corpus:
         label = f"the standard library at {root}"
     else:
         files, root = glob_files(config.files)
+        _check_field(config, files)
         label = f"data.files={config.files!r}"
     fractions = (config.validation_fraction, config.test_fraction)
     skipped: list[str] = []
@@ -170,6 +171,15 @@ def glob_files(patterns: tuple[str, ...]) -> tuple[list[Path], Path]:
     return paths, root
 
 
+def _check_field(config: DataConfig, files: list[Path]) -> None:
+    """Refuses a field that is set where no file has fields."""
+    if config.jsonl_field != DataConfig.jsonl_field and all(f.suffix != ".jsonl" for f in files):
+        raise ValueError(
+            f"data.jsonl_field={config.jsonl_field!r} is of .jsonl files, and "
+            f"data.files={config.files!r} are none: leave it out, or rename them"
+        )
+
+
 def read_documents(
     files: tuple[Path, ...] | list[Path], root: Path, jsonl_field: str, skipped: list[str]
 ) -> Iterator[Document]:
@@ -239,7 +249,8 @@ def _check_counts(
     total = sum(counts.values())
     if not total:
         raise ValueError(
-            f"{label} holds no text: its {files} files are empty or not UTF-8; name other files"
+            f"{label} holds no text: all of its files ({files}) are empty or not UTF-8; convert "
+            "them to UTF-8, or name others"
         )
     for split, fraction in wanted.items():
         if fraction and not counts[split]:

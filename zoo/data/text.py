@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,11 @@ def build(corpus: Corpus, folder: Path) -> Dataset:
     builder = ZooText(corpus, data_dir=folder)
     if not Path(builder.data_dir).exists():
         disk.remove_unfinished(Path(builder.data_dir).parent, "incomplete.*")
-        with _quiet():
-            builder.download_and_prepare()
+        try:
+            with _quiet():
+                builder.download_and_prepare()
+        except RuntimeError as error:  # So array_record reports a write that failed.
+            raise OSError(error) from error
     return Dataset(builder, {name: name for name in corpus.splits}, "text", corpus.sha256)
 
 
@@ -164,7 +168,14 @@ def find(config: DataConfig) -> Dataset:
 def _open(config: DataConfig) -> tfds.core.DatasetBuilder:
     folder = Path(config.data_dir).expanduser() if config.data_dir else None
     if folder is not None and (folder / "dataset_info.json").is_file():
-        return tfds.builder_from_directory(str(folder))
+        found = tfds.builder_from_directory(str(folder))
+        said = None if config.name is None else config.name.replace(":", "/")
+        if said is not None and not f"{found.info.full_name}/".startswith(f"{said}/"):
+            raise ValueError(
+                f"data.data_dir={config.data_dir!r} holds {found.info.full_name}, which is not "
+                f"data.name={config.name!r}: leave one of them out"
+            )
+        return found
     if config.name is None:
         raise ValueError(
             f"data.data_dir={config.data_dir!r} holds no dataset_info.json: set data.name, or name "
@@ -196,11 +207,18 @@ def _hash_records(folder: Path) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps TFDS from printing; `disk.progress` tells how far it is."""
+    """Keeps TFDS from telling what it does; `disk.progress` tells how far it is."""
     shown = getattr(tfds.core.utils.tqdm_utils, "_active", True)
     tfds.display_progress_bar(False)
+    logger = logging.getLogger("absl")
+    logger.addFilter(_is_news)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
+        logger.removeFilter(_is_news)
         tfds.display_progress_bar(shown)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "tensorflow_datasets" not in record.pathname or record.levelno >= logging.WARNING

@@ -28,6 +28,7 @@ JINJA, LEGACY = "chat_template.jinja", "chat_template.json"
 SPECIAL = "special_tokens_map.json"
 SPECIAL_BY_NAME = ("extra_special_tokens", "model_specific_special_tokens")
 DEFAULT, TOOLS = "default", "tool_use"
+REPETITION = "repetition_penalty"
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names that a message's reasoning goes by; templates read the first, gpt-oss's the second."""
@@ -45,6 +46,7 @@ class Chat:
         tokenizer: of the same folder.
         eos: tokens that end an answer.
         sampling: options of `zoo.generate` that generation_config.json asks for; {} is greedy.
+            `advice` has one more, which `zoo.generate` has not.
     """
 
     templates: Mapping[str, Template]
@@ -131,6 +133,17 @@ def open_chat(folder: str | os.PathLike, tokenizer: tokenizers.Tokenizer | None 
     ends.add(tokenizer.token_to_id(special.get("eos_token", "")))  # base models end with another
     ends.discard(None)
     return Chat(templates, special, tokenizer, tuple(sorted(ends)), _sampling(generation))
+
+
+def advice(folder: str | os.PathLike) -> dict[str, float]:
+    """Options of a `Request` that generation_config.json asks for where nobody says otherwise.
+
+    They are `sampling` of a `Chat`, and a `repetition_penalty`, which holds for greedy text too, as
+    in transformers' `generate`.
+    """
+    generation = read_object(Path(folder) / GENERATION)
+    penalty = generation.get(REPETITION)
+    return {**_sampling(generation), **({} if penalty in (None, 1) else {REPETITION: penalty})}
 
 
 def _sampling(generation: Mapping) -> dict[str, float]:

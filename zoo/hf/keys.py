@@ -9,8 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from zoo.config import Activation, LinearScaling, Llama3Scaling, LongRope, Rope, YarnScaling
+from zoo.config import (
+    Activation,
+    LinearScaling,
+    Llama3Scaling,
+    LongRope,
+    Rope,
+    Scaling,
+    YarnScaling,
+)
 from zoo.rope import yarn_mscale
 
 # Keys that describe files, training, generation or classification heads, not the decoder.
@@ -44,6 +53,32 @@ COMMON = {
     "rope_scaling": None,
     "rope_theta": 10_000.0,
 }
+# What keys hold whose default says it not, because it is None or one of several; [str] is a list.
+_KINDS = {
+    name: kind
+    for kind, names in (
+        (int, "head_dim kv_lora_rank n_group num_experts_per_tok num_key_value_heads num_mtp_layers"
+              " num_nextn_predict_layers original_max_position_embeddings q_lora_rank rotary_dim"
+              " sliding_window sliding_window_size topk_group"),
+        (float, "attention_multiplier attn_logit_softcapping clip_qkv final_logit_softcapping"
+                " partial_rotary_factor query_pre_attn_scalar"),
+        (str, "hidden_activation"),
+        (Mapping, "linear_attn_config rope_parameters rope_scaling"),
+        ([int], "full_attn_layers kda_layers kv_layers mlp_only_layers moe_layers"
+                " mtp_sliding_windows no_rope_layers num_attention_heads_per_layer"),
+        ([float], "layer_rope_theta"),
+        ([str], "indexer_types layer_types mlp_layer_types mtp_layer_types mtp_mlp_layer_types"),
+        ((bool, str), "gating"),
+        ((int, str), "sliding_window_pattern"),
+        ((int, [int]), "moe_layer_num_skipped moe_topk num_experts num_shared_expert"
+                       " num_shared_experts"),
+    )
+    for name in names.split()
+}  # fmt: skip
+_WORDS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a string",
+    Mapping: "an object",
+}  # fmt: skip
 _HINTS = {
     "attention_dropout": "dropout is not implemented; set it to 0.0 if it was for training only",
 }
@@ -71,16 +106,30 @@ class Keys:
         self._used: set[str] = set()
 
     def __getitem__(self, name: str):
-        self._used.add(name)
-        return self._hf[name] if name in self._hf else self._defaults[name]
+        if name not in self and not self.knows(name):
+            raise KeyError(name)
+        return self.get(name)
 
     def __contains__(self, name: str) -> bool:
         return name in self._hf
 
+    def knows(self, name: str) -> bool:
+        """Whether the class has such a key."""
+        return name in self._defaults
+
     def get(self, name: str):
-        """A key that the class may not have, or None."""
+        """A key that the class may not have, or None.
+
+        Raises:
+            ValueError: what the config has is neither None nor of the kind that the key holds.
+        """
         self._used.add(name)
-        return self._hf.get(name, self._defaults.get(name))
+        default = self._defaults.get(name)
+        value = self._hf.get(name, default)
+        kind = _KINDS.get(name, type(default))
+        if (name in _KINDS or kind in _WORDS) and value is not None and not _is(value, kind):
+            raise self.error(name, f"it must be {_words(kind)}")
+        return value
 
     def alias(self, name: str, other: str) -> str:
         """Which of two names for one key the config gives; `name` if neither."""
@@ -88,17 +137,33 @@ class Keys:
             raise self.error(other, f"{name} says the same; keep one")
         return other if other in self else name
 
-    def integer(self, name: str) -> int:
-        """A size: a whole number, which JSON may hold as 32.0."""
+    def integer(self, name: str, least: int = 1) -> int:
+        """A size: a whole number, which JSON may hold as 32.0, not below `least`."""
         value = self[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-            raise self.error(name, "it must be a whole number")
+        if not _is(value, int) or value < least:
+            raise self.error(name, f"it must be a whole number from {least} on")
         return int(value)
+
+    def count(self, name: str) -> int:
+        """How many there are of what may be missing: a whole number, 0 for None."""
+        return 0 if self.get(name) is None else self.integer(name, least=0)
+
+    def number(self, name: str) -> float:
+        """A factor or the like: a finite number above 0."""
+        value = self[name]
+        if not _is(value, float) or value <= 0:
+            raise self.error(name, "it must be a number above 0")
+        return float(value)
 
     def activation(self, name: str = "hidden_act") -> Activation:
         if self[name] not in _ACTIVATIONS:
             raise self.error(name, f"known are {', '.join(_ACTIVATIONS)}")
         return _ACTIVATIONS[self[name]]
+
+    def agree(self, name: str, value: object, others: str) -> None:
+        """Raises ValueError if the config gives `name` and it is not what `others` say."""
+        if self.get(name) not in (None, value):
+            raise self.error(name, f"{others} say {value}")
 
     def error(self, name: str, fix: str) -> ValueError:
         value = self._hf.get(name, self._defaults.get(name))
@@ -118,6 +183,24 @@ class Keys:
             raise self.error(name, _HINTS.get(name, fix))
 
 
+def _is(value: object, kind: object) -> bool:
+    """Whether a value is of a kind; JSON has 1 for true, 32.0 for 32 and 2 for 2.0."""
+    if isinstance(kind, tuple):
+        return any(_is(value, each) for each in kind)
+    if isinstance(kind, list):
+        return isinstance(value, list | tuple) and all(_is(item, kind[0]) for item in value)
+    if kind in (int, float):
+        found = not isinstance(value, bool) and isinstance(value, int | float)
+        return found and math.isfinite(value) and (kind is float or value == int(value))
+    return isinstance(value, int if kind is bool else kind)
+
+
+def _words(kind: object) -> str:
+    if isinstance(kind, tuple):
+        return " or ".join(map(_words, kind))
+    return f"a list, each {_words(kind[0])}" if isinstance(kind, list) else _WORDS[kind]
+
+
 def activation_name(act: Activation) -> str:
     """The name that transformers has for an activation."""
     return "gelu_pytorch_tanh" if act == "gelu_tanh" else act
@@ -131,7 +214,7 @@ def read_rope(
     layer_type: str | None = None,
     theta_key: str = "rope_theta",
     partial: bool = False,
-    take: Callable[[dict], None] = lambda left: None,
+    take: Callable[[Fields], None] = lambda fields: None,
 ) -> Rope:
     """The rotation of a config, by old keys (rope_theta, rope_scaling) or new (rope_parameters).
 
@@ -145,9 +228,9 @@ def read_rope(
         layer_type: which to read where rope_parameters holds one rotation per layer type.
         theta_key: the key of theta outside of the dict.
         partial: whether the family's modelling code reads `partial_rotary_factor`.
-        take: removes what only the family itself understands from the dict.
+        take: reads what only the family itself understands.
     """
-    new, old, theta = keys["rope_parameters"], keys["rope_scaling"], keys[theta_key]
+    new, old, outside = keys["rope_parameters"], keys["rope_scaling"], keys[theta_key]
     name = "rope_scaling" if old else "rope_parameters"
     left = dict(old or new or {})
     if layer_type is not None and isinstance(left.get(layer_type), Mapping):
@@ -155,74 +238,96 @@ def read_rope(
     for key, value in left.items():
         if isinstance(value, Mapping):
             raise keys.error(name, f"a rotation per layer type ({key}) is not implemented")
-    take(left)
-    theta = left.pop("rope_theta", theta)
-    kinds = {left.pop(k) for k in ("rope_type", "type") if k in left}
-    if len(kinds) > 1:
+    fields = Fields(keys, name, left)
+    take(fields)
+    kinds = [left.pop(k) for k in ("rope_type", "type") if k in left] or ["default"]
+    if kinds[0] != kinds[-1]:
         raise keys.error(name, "rope_type and type differ; keep one")
-    kind = kinds.pop() if kinds else "default"
+    theta = fields.number("rope_theta", outside)
+    if theta is None:
+        raise keys.error(theta_key, "it must be a number")
     outside = keys["partial_rotary_factor"]
-    fraction = left.pop("partial_rotary_factor", None) or outside or 1.0
+    fraction = fields.number("partial_rotary_factor") or outside or 1.0
     if fraction != 1.0 and not partial:
         raise keys.error("partial_rotary_factor", "this family rotates whole heads")
     dim = int(dim * fraction)
-    scaling = _scaling(keys, name, kind, left)
+    scaling = _scaling(fields, kinds[0])
     if left:
-        raise keys.error(name, f"{kind} rope does not use {', '.join(sorted(left))}; remove it")
-    return Rope(dim, float(theta), interleaved, scaling, wide)
+        unused = ", ".join(sorted(left))
+        raise keys.error(name, f"{kinds[0]} rope does not use {unused}; remove it")
+    return Rope(dim, theta, interleaved, scaling, wide)
 
 
-def _scaling(keys: Keys, name: str, kind: str, left: dict):
-    """Takes what a kind of scaling uses out of `left`."""
-    longest = keys["max_position_embeddings"]
+class Fields:
+    """What is `left` of a rotation's dict, `name` in the config; fields go as they are read."""
 
-    def need(key: str):
-        if left.get(key) is None:
-            raise keys.error(name, f"{kind} rope needs {key}")
-        return left.pop(key)
+    def __init__(self, keys: Keys, name: str, left: dict):
+        self.keys, self.name, self.left = keys, name, left
 
+    def pop(self, key: str, kind: object, default: object = None) -> Any:
+        """A field of a kind, or the default if there is none."""
+        value = self.left.pop(key, default)
+        if value is not None and not _is(value, kind):
+            raise self.keys.error(self.name, f"{key} must be {_words(kind)}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float | None:
+        value = self.pop(key, float)
+        value = default if value is None else value
+        return None if value is None else float(value)
+
+    def need(self, key: str, kind: object = float) -> Any:
+        if self.left.get(key) is None:
+            raise self.keys.error(self.name, f"the rotation needs {key}")
+        return self.pop(key, kind)
+
+    def original_length(self, default: object) -> int:
+        return int(self.pop("original_max_position_embeddings", int) or default)
+
+
+def _scaling(fields: Fields, kind: object) -> Scaling | None:
+    """Takes what a kind of scaling uses out of `fields`."""
     if kind == "default":
         return None
+    longest = fields.keys.integer("max_position_embeddings")
     if kind == "linear":
-        return LinearScaling(float(need("factor")))
+        return LinearScaling(float(fields.need("factor")))
     if kind == "longrope":
-        return _longrope(keys, need, left)
+        return _longrope(fields, longest)
     if kind == "llama3":
+        factors = ("factor", "low_freq_factor", "high_freq_factor")
         return Llama3Scaling(
-            float(need("factor")),
-            float(need("low_freq_factor")),
-            float(need("high_freq_factor")),
-            int(left.pop("original_max_position_embeddings", None) or longest),
+            *(float(fields.need(key)) for key in factors), fields.original_length(longest)
         )
     if kind == "yarn":
-        original = int(left.pop("original_max_position_embeddings", None) or longest)
-        factor = left.pop("factor", None)
-        attention_factor = left.pop("attention_factor", None)
+        original = fields.original_length(longest)
         return YarnScaling(
-            factor=float(longest / original if factor is None else factor),
+            factor=fields.number("factor", longest / original),
             original_length=original,
-            beta_fast=float(left.pop("beta_fast", None) or 32.0),
-            beta_slow=float(left.pop("beta_slow", None) or 1.0),
-            mscale=_number(left.pop("mscale", None)),
-            mscale_all_dim=_number(left.pop("mscale_all_dim", None)),
-            attention_factor=None if attention_factor is None else float(attention_factor),
-            truncate=left.pop("truncate", True),
+            beta_fast=fields.number("beta_fast") or 32.0,
+            beta_slow=fields.number("beta_slow") or 1.0,
+            mscale=fields.number("mscale") or None,  # transformers treats 0 as absent here
+            mscale_all_dim=fields.number("mscale_all_dim") or None,
+            attention_factor=fields.number("attention_factor"),
+            truncate=fields.pop("truncate", bool, True),
         )
-    raise keys.error(
-        name, f"rope_type {kind!r} is not implemented; use default, linear, llama3, yarn, longrope"
+    raise fields.keys.error(
+        fields.name,
+        f"rope_type {kind!r} is not implemented; use default, linear, llama3, yarn, longrope",
     )
 
 
-def _longrope(keys: Keys, need: Callable, left: dict) -> LongRope:
+def _longrope(fields: Fields, longest: int) -> LongRope:
     """`_compute_longrope_parameters`: the factor comes from how much longer the context became."""
-    longest = keys["max_position_embeddings"]
-    original = left.pop("original_max_position_embeddings", None)
-    original = int(original or keys.get("original_max_position_embeddings") or longest)
-    short, far = (tuple(map(float, need(key))) for key in ("short_factor", "long_factor"))
-    factor, given = left.pop("factor", None), left.pop("attention_factor", None)
-    if given is None:
-        given = longrope_factor(longest / original if factor is None else factor, original)
-    return LongRope(short, far, original, float(given), float(given))
+    original = fields.original_length(
+        fields.keys.get("original_max_position_embeddings") or longest
+    )
+    short, far = (
+        tuple(map(float, fields.need(key, [float]))) for key in ("short_factor", "long_factor")
+    )
+    ratio, given = fields.number("factor", longest / original), fields.number("attention_factor")
+    given = longrope_factor(ratio, original) if given is None else given
+    return LongRope(short, far, original, given, given)
 
 
 def longrope_factor(ratio: float, original: int) -> float:
@@ -282,8 +387,3 @@ def yarn_softmax_factor(rope: Rope) -> float:
     if not isinstance(s, YarnScaling) or not s.mscale_all_dim:
         return 1.0
     return yarn_mscale(s.factor, s.mscale_all_dim) ** 2
-
-
-def _number(value) -> float | None:
-    """transformers treats 0 as absent here."""
-    return float(value) if value else None

@@ -127,7 +127,7 @@ def read(folder: str | os.PathLike) -> tuple[Source, Config, dict[str, Tensor], 
     source = open_source(folder)
     cfg = config_from_hf(source.config)
     names, held = stored.names(source), storage(cfg, source.config)
-    tensors = expand(cfg, held.table, names)
+    tensors = expand(cfg, held.table, names, stored.shapes(source))
     absent = held.unwritten(tensors, names)
     tensors = {name: t for name, t in tensors.items() if name not in absent}
     if cfg.mtp and not any(_predicts(t) for t in tensors.values() if t.name in names):
@@ -152,13 +152,16 @@ def _check(
     """
     specs, floats = source.specs, {n: t for n, t in tensors.items() if n not in quantised}
     if missing := sorted(floats.keys() - specs.keys()):
-        raise ValueError(f"{source.folder} lacks {len(missing)} tensors: {some(missing)}")
+        raise ValueError(
+            f"{source.folder} lacks {some(missing)}; fetch it again, or "
+            "fix the config that asks for them"
+        )
     for name, tensor in floats.items():
         file, spec = source.places[name].path, specs[name]
         if spec.shape != tensor.shape:
             raise ValueError(
                 f"{file}: {name} has shape {list(spec.shape)}, its config asks for "
-                f"{list(tensor.shape)}"
+                f"{list(tensor.shape)}; fix the config, or fetch the file again"
             )
         if spec.dtype not in FLOATS:
             raise ValueError(
@@ -202,7 +205,8 @@ class _Fill:
         return self.done[bounds]
 
     def _read(self, bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-        out = strided.empty(tuple(stop - start for start, stop in bounds), self.dtype)
+        shape = tuple(stop - start for start, stop in bounds)
+        out = strided.empty(shape, self.dtype, self.pool)
         if not self.pieces:  # a folder leaves out what is zero
             out[...] = 0
         copies = []
@@ -248,15 +252,25 @@ def _quantized(fill: _Fill, where: Place, how: Method, sharding: NamedSharding |
     """A parameter, rounded while it is read; a mesh cuts it along layers, experts and outputs."""
     if sharding is None:
         return encode(fill.matrix, where, how, jax.device_put)
-    mesh, spec = sharding.mesh, sharding.spec
-    spec = (*spec, *(None,) * (len(fill.shape) - len(spec)))
-    lead, outputs = spec[: len(where.lead)], spec[len(where.lead) + where.inputs]
 
     def put(array: np.ndarray) -> jax.Array:
-        cut = (*lead, stored.dividing(mesh, outputs, array.shape[-2]), None)
-        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*cut)))
+        return jax.device_put(array, codes_sharding(sharding, where, array.shape[-2]))
 
     return encode(fill.matrix, where, how, put)
+
+
+def codes_sharding(sharding: NamedSharding, where: Place, rows: int) -> NamedSharding:
+    """Where codes or scales [..., rows, _] of a rounded parameter lie.
+
+    Args:
+        sharding: of the parameter as floats.
+        where: its matrices.
+        rows: outputs, or blocks of them.
+    """
+    mesh, spec = sharding.mesh, sharding.spec
+    spec = (*spec, *(None,) * (len(where.lead) + len(where.shape) - len(spec)))
+    lead, outputs = spec[: len(where.lead)], spec[len(where.lead) + where.inputs]
+    return NamedSharding(mesh, PartitionSpec(*lead, stored.dividing(mesh, outputs, rows), None))
 
 
 def _param_dtype(

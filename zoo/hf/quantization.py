@@ -81,6 +81,8 @@ def read(config: Mapping) -> Method | None:
     given = next((part[KEY] for part in parts if part.get(KEY) is not None), None)
     if given is None:
         return None
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{KEY}={given!r} must be an object, or null for a folder of floats")
     methods = {
         "fp8": _fp8, "mxfp4": _mxfp4, "compressed-tensors": _compressed, "gptq": _gptq, "awq": _awq,
     }  # fmt: skip

@@ -186,7 +186,11 @@ def write_atomically(path: str | os.PathLike, body: Callable) -> None:
 def _read_header(f, path: Path, size: int) -> bytes:
     head = f.read(8)
     if len(head) < 8:
-        raise SafetensorsError(f"{path} has {size} bytes, too few for a safetensors file")
+        raise SafetensorsError(
+            f"{path} has {size} bytes, too few for a safetensors file; fetch it again"
+        )
+    if head == b"version ":
+        raise SafetensorsError(f"{path} is a pointer of Git LFS: fetch the file itself")
     length = int.from_bytes(head, "little")
     if length > MAX_HEADER_BYTES:
         raise SafetensorsError(

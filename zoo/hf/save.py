@@ -42,12 +42,20 @@ from zoo.hf.source import (
     some,
 )
 from zoo.hf.table import Tensor, expand
+from zoo.lora import Sum
 from zoo.models import storage
 from zoo.models.family import Storage
 from zoo.quantized import Quantized, is_quantized
 
 SHARD_BYTES = 5_000_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFullError(OSError):
+    """There is no room for a folder; it says so without the number of the system's error."""
+
+    def __str__(self) -> str:
+        return self.strerror
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ def save_hf(
     Args:
         out_dir: the folder to make. An older checkpoint there is replaced, all else is an error.
         config: the architecture that `params` belong to.
-        params: as `load` or `Decoder(config).init` returns them.
+        params: as `load` or `Decoder(config).init` returns them, or `zoo.lora.sums`.
         source: the checkpoint that they came from. Its extras, dtypes, shards, tokenizer and
             other files are written as they were; of its config.json only what `config` changes.
         tokenizer: a folder, or a tokenizer.json, whose tokenizer files are copied in.
@@ -88,13 +96,15 @@ def save_hf(
             family cannot express it, or `out_dir` holds something else than a checkpoint.
         OSError: if the disk is full; it says how much is needed, and what was there still is.
     """
-    out = Path(out_dir).expanduser().absolute()
+    out = Path(out_dir).expanduser().resolve()  # a link stays one: what it names is written
     dtype = None if dtype is None else float_type(dtype)
     _check_destination(out)
     flat = flatten(params.get("params", params))
-    hf, names = (None, None) if source is None else (source.config, stored.names(source))
+    hf, names, there = None, None, None
+    if source is not None:
+        hf, names, there = source.config, stored.names(source), stored.shapes(source)
     held = storage(config, hf)
-    tensors = expand(config, held.table, names)
+    tensors = expand(config, held.table, names, there)
     _check_params(config, flat)
     tensors = _without_zeros(tensors, held, flat, names)
     found = {} if source is None else stored.plan(source, tensors)
@@ -137,7 +147,7 @@ def save_hf(
         hosts.meet(f"{out.name}: folder")
     except OSError as e:
         if e.errno in FULL:
-            raise OSError(
+            raise DiskFullError(
                 e.errno,
                 f"the disk is full: {out} needs {need} bytes; what was there before is untouched. "
                 "Free some space and save again",
@@ -187,11 +197,14 @@ class _Values:
             return np.asarray(value)[at]
         row = at[:1]
         if path not in self.rows or self.rows[path][0] != row:
-            self.rows[path] = (row, hosts.gathered(value[row] if row else value))
+            part = value[row] if row or isinstance(value, Sum) else value
+            self.rows[path] = (row, hosts.gathered(part))
         return self.rows[path][1][at[1:]]
 
 
-def _on_cpu(value: jax.Array) -> bool:
+def _on_cpu(value: jax.Array | Sum) -> bool:
+    if isinstance(value, Sum):
+        return False
     return len(value.devices()) == 1 and next(iter(value.devices())).platform == "cpu"
 
 
@@ -323,7 +336,7 @@ def _check_space(out: Path, need: int) -> None:
     parent = next(p for p in out.parents if p.exists())
     free = shutil.disk_usage(parent).free
     if need > free:
-        raise OSError(
+        raise DiskFullError(
             errno.ENOSPC,
             f"{out} needs {need} bytes and {parent} has {free} free; nothing was written. Free "
             "some space, or name a folder on another disk",

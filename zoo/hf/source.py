@@ -108,12 +108,20 @@ def open_source(folder: str | os.PathLike) -> Source:
         index_bytes = (folder / INDEX).read_bytes()
         files = _shards(folder, _object(folder / INDEX, index_bytes))
     else:
-        found = sorted(p.name for p in folder.iterdir() if p.name.endswith(OTHER_WEIGHTS))
-        hint = f"; it has {', '.join(found)}: convert them to safetensors first" if found else ""
-        raise ValueError(f"{folder} has neither {WEIGHTS} nor {INDEX}{hint}")
+        raise ValueError(f"{folder} has neither {WEIGHTS} nor {INDEX}{_other_weights(folder)}")
     others = sorted(p for p in folder.iterdir() if p.is_file() and _is_other(p.name))
     others += named_templates(folder).values()
     return Source(folder, config, config_bytes, files, index_bytes, tuple(others))
+
+
+def _other_weights(folder: Path) -> str:
+    """What a folder without weights has instead, and what to do with it; empty if nothing."""
+    names = sorted(p.name for p in folder.iterdir())
+    if found := [name for name in names if name.endswith(OTHER_WEIGHTS)]:
+        return f"; it has {', '.join(found)}: convert them to safetensors first"
+    if found := [name for name in names if name.endswith(".safetensors")]:
+        return f"; it has {some(found)}: fetch the index of shards, or rename a single file"
+    return ""
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:

@@ -23,7 +23,7 @@ from zoo.hf.quantization import FLOATS, KEY, Piece, Stored, read
 from zoo.hf.safetensors import NAMES
 from zoo.hf.source import Source, json_bytes
 from zoo.hf.table import Linear, Op, Part, Shape, Shaped, Tensor
-from zoo.quantized import Encoding, Form, Quantized, multipliers
+from zoo.quantized import Encoding, Form, Matrix, Quantized, View, multipliers
 
 CHUNK = 1 << 18  # elements that are dequantised at a time; a few float32 copies of them are made
 
@@ -34,18 +34,41 @@ Plan = Mapping[str, Stored]  # by the names that the table has
 
 @dataclass(frozen=True)
 class PartView:
-    """The part `index` of the parameters, of these shapes, that an op finds in a tensor."""
+    """The part `index` of the parameters, of these shapes, that an op finds in a tensor.
+
+    Of experts `each` is seen alone: an op that takes [E, ...] to [E, ...] takes one so too.
+    """
 
     op: Op
     shapes: tuple[Shape, ...]
     index: int
+    each: bool = False
 
     @property
     def shape(self) -> Shape:
         return self.shapes[self.index]
 
     def __call__(self, tensor: Any) -> Any:
+        if self.each:
+            one = tuple((1, *shape) for shape in self.shapes)
+            return self.op.views(tensor[None], one)[self.index][0]
         return self.op.views(tensor, self.shapes)[self.index]
+
+    def rows(self, form: Form) -> tuple[np.ndarray, Matrix] | None:
+        """As `zoo.quantized.View` has it."""
+        if len(form.shape) != 2:
+            return None
+        row, column = (
+            self(np.broadcast_to(i, form.shape)) for i in np.ogrid[*map(slice, form.shape)]
+        )
+        fits = (n for n in range(row.ndim) if math.prod(self.shape[:n]) == form.shape[1])
+        inputs = next(fits, None)
+        if inputs is None or any(row.strides[:inputs]):
+            return None
+        along = column[(..., *[0] * (row.ndim - inputs))].reshape(-1)
+        if not np.array_equal(along, np.arange(form.shape[1])):
+            return None
+        return row[(0,) * inputs].reshape(-1), Matrix(self.shape, inputs)
 
 
 def names(source: Source) -> set[str]:
@@ -54,6 +77,11 @@ def names(source: Source) -> set[str]:
     for ending, whole in ((".weight_packed", ".weight"), (".qweight", ".weight"), ("_blocks", "")):
         found |= {n.removesuffix(ending) + whole for n in source.specs if n.endswith(ending)}
     return found
+
+
+def shapes(source: Source) -> dict[str, tuple[int, ...]]:
+    """The shapes of a folder's tensors."""
+    return {name: spec.shape for name, spec in source.specs.items()}
 
 
 def plan(source: Source, tensors: Mapping[str, Tensor]) -> Plan:
@@ -168,11 +196,33 @@ def assemble(flat: Mapping[str, Any], found: Plan) -> dict[str, Any]:
         tensor, owner = stored.tensor, stored.tensor.parts[0].path
         for k, part in enumerate(tensor.parts):
             if part.path not in nodes:
-                view = PartView(tensor.op, tuple(p.shape for p in tensor.parts), k)
                 held = (flat.get(f"{owner}/{field}") for field in FIELDS)
-                nodes[part.path] = Quantized(*held, stored.form, view)
+                nodes[part.path] = Quantized(*held, _held_form(stored), _view(tensor, k))
     rest = {path: array for path, array in flat.items() if path.rsplit("/", 1)[0] not in nodes}
     return rest | nodes
+
+
+def _view(tensor: Tensor, index: int) -> View:
+    """How a part is seen in a tensor: one that is a matrix of its own multiplies by its codes."""
+    each, op = _is_of_experts(tensor), tensor.op
+    shapes = tuple(part.shape[each:] for part in tensor.parts)
+    if isinstance(op, Linear) and op.lead == each:
+        return Matrix(shapes[index], op.ins)
+    return PartView(op, shapes, index, each)
+
+
+def _held_form(stored: Stored) -> Form:
+    """The form of a tensor as it is held: of experts, that of each."""
+    return replace(stored.form, shape=stored.form.shape[_is_of_experts(stored.tensor) :])
+
+
+def _is_of_experts(tensor: Tensor) -> bool:
+    """Whether the first axis of a tensor is that of its parameters, beside matrices."""
+    disk = np.empty(tensor.shape, np.bool_)  # never touched
+    return disk.ndim == 3 and all(
+        part.shape[0] == len(disk) and part.strides[0] == disk.strides[0]
+        for part in tensor.views(disk)
+    )
 
 
 def check_kept(tensors: Mapping[str, Tensor], flat: Mapping[str, Any], found: Plan) -> None:
@@ -181,7 +231,7 @@ def check_kept(tensors: Mapping[str, Tensor], flat: Mapping[str, Any], found: Pl
         for part in tensor.parts:
             value = flat[part.path]
             held = value.form if isinstance(value, Quantized) else None
-            wanted = found[name].form if name in found else None
+            wanted = _held_form(found[name]) if name in found else None
             if held != wanted:
                 raise ValueError(
                     f"params: {part.path} has the form {held}, but {name} of the source has "

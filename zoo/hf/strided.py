@@ -8,8 +8,10 @@ reach 2 GB/s per core.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
+from concurrent.futures import Executor
 
 import numpy as np
 
@@ -17,13 +19,17 @@ TILE_ROWS = 512  # of the source
 TILE_BYTES = 512  # along a row of the source; a tile of 256 KB stays in a second-level cache
 _ALIGN = 64  # what XLA needs to take a host buffer without a copy
 _LARGE = 1 << 22  # bytes from which NumPy asks for huge pages
+_AT_ONCE = 1 << 25  # bytes of pages that a thread asks for
+_POPULATE_WRITE = 23  # of madvise(2), since Linux 5.14
 
 
-def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def empty(shape: tuple[int, ...], dtype: np.dtype, pool: Executor | None = None) -> np.ndarray:
     """An uninitialised array whose bytes start on a 64-byte boundary.
 
     Large ones ask for small pages. NumPy asks for huge pages, which virtual machines that report
-    free memory to their host have to get back from it: 2.4 s per GB, measured, against 0.5 s.
+    free memory to their host have to get back from it: 2.4 s per GB, measured, against 0.5 s. The
+    threads of a pool get the pages ahead, which spares a fault for each (loading took 0.76 times
+    the processor time).
     """
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
@@ -31,10 +37,25 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # kernels built without huge pages
             pages.madvise(mmap.MADV_NOHUGEPAGE)
-        return np.frombuffer(pages, dtype).reshape(shape)
+        array = np.frombuffer(pages, dtype).reshape(shape)
+        if pool is not None:
+            _populate(array, pool)
+        return array
     raw = np.empty(size + _ALIGN, np.uint8)
     start = -raw.ctypes.data % _ALIGN
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _populate(array: np.ndarray, pool: Executor) -> None:
+    """Gets the pages of an array; where the system knows no way, they come when written to."""
+    try:
+        advise = ctypes.CDLL(None).madvise  # unlike that of `mmap`, it lets other threads run
+    except (AttributeError, OSError):
+        return
+    advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    start, size = array.ctypes.data, array.nbytes
+    parts = [(start + at, min(_AT_ONCE, size - at)) for at in range(0, size, _AT_ONCE)]
+    list(pool.map(lambda part: advise(*part, _POPULATE_WRITE), parts))
 
 
 def copy(dst: np.ndarray, src: np.ndarray) -> None:
@@ -57,7 +78,7 @@ def copy(dst: np.ndarray, src: np.ndarray) -> None:
         _transpose(dst[index], src[index])
 
 
-def pieces(dst: np.ndarray, src: np.ndarray, most: int = 1 << 26):
+def pieces(dst: np.ndarray, src: np.ndarray, most: int = 1 << 25):
     """Splits a copy along its longest axis into pairs of at most about `most` bytes."""
     if dst.nbytes <= most:
         yield dst, src

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -236,7 +236,10 @@ class Tensor:
 
 
 def expand(
-    cfg: Config, table: tuple[Row, ...], names: Collection[str] | None = None
+    cfg: Config,
+    table: tuple[Row, ...],
+    names: Collection[str] | None = None,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> dict[str, Tensor]:
     """Every tensor that a checkpoint of `cfg` has, by name, in the order of the model.
 
@@ -245,12 +248,13 @@ def expand(
         table: of its family.
         names: the tensors that a folder has, to choose among alternative rows; by default, and
             where the folder has none of them, the first is taken.
+        shapes: of these tensors, to choose among alternative rows of one name.
 
     Raises:
         ValueError: if the table leaves a parameter of `cfg` without a place on disk.
     """
     params = layout_shapes(cfg)
-    tensors = _chosen(list(_expand(cfg, table, params)), names)
+    tensors = _chosen(list(_expand(cfg, table, params)), names, shapes or {})
     covered = {p.path for t in tensors.values() for p in t.parts}
     if missing := sorted(params.keys() - covered):
         raise ValueError(
@@ -260,10 +264,19 @@ def expand(
     return tensors
 
 
-def _chosen(found: list[tuple[Row, Tensor]], names: Collection[str] | None) -> dict[str, Tensor]:
+def _chosen(
+    found: list[tuple[Row, Tensor]], names: Collection[str] | None, shapes: Mapping[str, Shape]
+) -> dict[str, Tensor]:
     """Tensors of one row for every layer of a parameter: of several, the first that is there."""
+
+    def distance(pair: tuple[Row, Tensor]) -> int:
+        name = pair[1].name
+        if name not in names:
+            return 2
+        return int(shapes.get(name, pair[1].shape) != pair[1].shape)
+
     if names is not None:
-        found = sorted(found, key=lambda pair: pair[1].name not in names)  # stable
+        found = sorted(found, key=distance)  # stable
     owners: dict[tuple[str, tuple[int, ...]], Row] = {}
     chosen: dict[str, Tensor] = {}
     for row, tensor in found:

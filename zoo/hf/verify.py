@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,8 @@ import numpy as np
 from zoo.hf.hub import resolve
 from zoo.hf.load import load
 from zoo.hf.save import save_hf
-from zoo.hf.source import OTHER_WEIGHTS, named_templates
-from zoo.models import wrapper
+from zoo.hf.source import CONFIG, INDEX, Source
+from zoo.models import config_to_hf, wrapper
 from zoo.quantized import is_quantized
 
 CHUNK = 1 << 24
@@ -30,16 +31,21 @@ class Report:
         files: files that the folder has and we write.
         bytes: their size together.
         differing: names of those that did not come back byte for byte.
+        left_out: names of files that we do not write: weights in other formats, which would not
+            follow a change of these.
         logits_error: largest difference of logits over their largest magnitude, both models in
-            float32; None without torch and transformers.
-        greedy_equal: whether greedy text agreed token for token; None without them.
+            float32; None if they were not compared.
+        greedy_equal: whether greedy text agreed token for token; None likewise.
+        reason: why logits and text were not compared.
     """
 
     files: int
     bytes: int
     differing: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
     logits_error: float | None = None
     greedy_equal: bool | None = None
+    reason: str = ""
 
     @property
     def exact(self) -> bool:
@@ -52,7 +58,8 @@ def verify(
     """Loads a checkpoint, saves it again and compares; then, if it is there, with transformers.
 
     Quantised weights are kept for the round trip, and dequantised by us for both models: what
-    transformers needs for them is mostly a GPU.
+    transformers needs for them is mostly a GPU. A folder of a model type that only code of its own
+    reads (Kimi K2) is compared as the one that it is read as here.
 
     Args:
         path_or_repo: a folder, or a repo id.
@@ -65,37 +72,55 @@ def verify(
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / "again"
         save_hf(again, ckpt.config, ckpt.params, source=ckpt.source)
-        kept = {p.name: p for p in sorted(folder.iterdir()) if _kept(p)} | named_templates(folder)
-        differing = tuple(name for name, p in kept.items() if not _equal(p, again / name))
-    report = Report(len(kept), sum(p.stat().st_size for p in kept.values()), differing)
+        kept = _kept(ckpt.source)
+        differing = tuple(name for name in kept if not _equal(folder / name, again / name))
+    there = {p.name for p in folder.iterdir() if p.is_file() and not p.name.endswith(".tmp")}
+    size = sum((folder / name).stat().st_size for name in kept)
+    report = Report(len(kept), size, differing, tuple(sorted(there - set(kept))))
     if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
-        return report
+        return replace(report, reason="install torch and transformers to do it")
+    from transformers import CONFIG_MAPPING
+
+    hf, ours = ckpt.source.config, config_to_hf(ckpt.config)
+    alone = hf["model_type"] not in CONFIG_MAPPING  # then as a folder without what we do not read
+    if alone and ours["model_type"] not in CONFIG_MAPPING:
+        return replace(report, reason=f"transformers has no model_type {hf['model_type']!r}")
     tokens = np.random.default_rng(seed).integers(0, ckpt.config.vocab_size, (1, length))
     with tempfile.TemporaryDirectory() as scratch:
         floats = folder
-        if is_quantized(ckpt.params):
+        if alone or is_quantized(ckpt.params):
             floats = Path(scratch) / "floats"
             wide = load(folder, dtype=jnp.float32)
-            save_hf(floats, wide.config, wide.params, source=wide.source)
-        whole = wrapper(ckpt.source.config) is not None
-        error, equal = _against_transformers(floats, whole, tokens, new_tokens)
-    return Report(report.files, report.bytes, differing, error, equal)
+            save_hf(floats, wide.config, wide.params, source=None if alone else wide.source)
+        whole = not alone and wrapper(hf) is not None
+        try:
+            reference = _reference(floats, whole)
+        except (ImportError, OSError, RuntimeError, ValueError) as e:
+            return replace(report, reason=f"transformers does not load it: {e}")
+        error, equal = _compare(floats, reference, tokens, new_tokens)
+    return replace(report, logits_error=error, greedy_equal=equal)
 
 
-def _against_transformers(
-    folder: Path, whole: bool, tokens: np.ndarray, new_tokens: int
-) -> tuple[float, bool]:
-    """The error of logits, and whether text is equal; `whole` folders have parts beside text."""
+def _reference(folder: Path, whole: bool) -> Any:
+    """transformers' model; `whole` folders have parts beside text."""
     import torch
     import transformers
+
+    auto = transformers.AutoModelForImageTextToText if whole else transformers.AutoModelForCausalLM
+    return auto.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    ).eval()
+
+
+def _compare(
+    folder: Path, reference: Any, tokens: np.ndarray, new_tokens: int
+) -> tuple[float, bool]:
+    """The error of logits, and whether text is equal."""
+    import torch
 
     from zoo.decoder import Decoder
     from zoo.inference.generate import generate
 
-    auto = transformers.AutoModelForImageTextToText if whole else transformers.AutoModelForCausalLM
-    reference = auto.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
-    ).eval()
     with torch.no_grad():
         ids = torch.tensor(tokens)
         wanted = reference(ids).logits.numpy()
@@ -116,8 +141,11 @@ def _against_transformers(
     return error, list(map(int, ours[0])) == text
 
 
-def _kept(path: Path) -> bool:
-    return path.is_file() and not path.name.endswith((*OTHER_WEIGHTS, ".tmp"))
+def _kept(source: Source) -> list[str]:
+    """Names of the files that come back, within the folder."""
+    others = [p.relative_to(source.folder).as_posix() for p in source.others]
+    index = [] if source.index_bytes is None else [INDEX]
+    return [CONFIG, *index, *(file.path.name for file in source.files), *others]
 
 
 def _equal(a: Path, b: Path) -> bool:

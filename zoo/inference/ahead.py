@@ -22,11 +22,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zoo import cache as caches
-from zoo.cache import Cache
+from zoo import pooled
+from zoo.cache import Cache, init_draft
 from zoo.decoder import Decoder
-from zoo.inference import unstack
-from zoo.inference.programs import Feed, Form, Piece, Scores, said, scores
+from zoo.inference.programs import (
+    Feed,
+    Form,
+    Piece,
+    Scores,
+    empty_cache,
+    fresh,
+    said,
+    scores,
+    settled,
+    whole,
+)
 from zoo.inference.sampling import Options, Words, choose_each
 
 
@@ -64,12 +74,12 @@ class Step(NamedTuple):
 
 def empty(model: Decoder, plan: Plan, slots: int, form: Form) -> Behind:
     """A draft of `slots` rows that has read nothing."""
-    sizes = slots, form.room, form.room, form.spare
     if plan.own:
-        cache = caches.init_draft(model.cfg, *sizes, dtype=form.dtype)
+        sizes = slots, form.room, form.room, form.spare
+        cache = init_draft(model.cfg, *sizes, dtype=form.dtype, pages=form.pages)
         cache = cache._replace(stacks={name: (held,) for name, held in cache.stacks.items()})
     else:
-        cache = unstack.init_cache(plan.draft, *sizes, dtype=form.dtype)
+        cache = empty_cache(plan.draft, slots, form)
     wide = slots, plan.count + 1
     hidden = jnp.zeros((*wide, model.cfg.embed_dim), model.dtype)
     return Behind(cache, hidden, jnp.zeros(wide, jnp.int32), jnp.zeros((slots,), jnp.int32))
@@ -90,16 +100,17 @@ def follow(
         piece: what the draft is to read: the same, or for the model's own layer the token after
             each, as far as they are known.
     """
-    held = caches.take(behind.cache, piece.row, piece.known)
+    held = pooled.take(behind.cache, piece.row, piece.pages, piece.known)
     ids = (jnp.arange(piece.tokens.shape[1])[None] < piece.length).astype(jnp.int32)
     _, held = _read(plan, params, hidden, piece.tokens, ids, held)
     last = jax.lax.dynamic_slice_in_dim(hidden, read.length - 1, 1, axis=1)
-    return Behind(
-        caches.insert(behind.cache, piece.row, held),
+    later = (
         jax.lax.dynamic_update_slice(behind.hidden, last, (piece.row, 0, 0)),
         behind.tokens,
         behind.count.at[piece.row].set(1),
     )
+    cache = pooled.insert(behind.cache, piece.row, fresh(piece), held)
+    return Behind(settled(cache), *whole(later))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4, 5))
@@ -110,6 +121,7 @@ def decode(
     cache: Cache,
     words: Words,
     behind: Behind,
+    table: jax.Array,
     newest: jax.Array,
     options: Options,
     feed: Feed,
@@ -125,15 +137,18 @@ def decode(
         cache: the model's.
         words: of each row.
         behind: what the draft has read.
+        table: the pages of each row, in both caches, as of `zoo.inference.programs.decode`.
         newest: which no cache has.
         options: of each row.
         feed: as `zoo.inference.programs.choose` takes it, for the first of the tokens.
     """
+    cache = pooled.paged(cache, table)
+    behind = behind._replace(cache=pooled.paged(behind.cache, table))
     guesses, drafted = _guess(plan, params[1], words, behind, newest, options, feed)
     read = jnp.concatenate((newest[:, None], guesses), axis=1)
     ids = jnp.broadcast_to(feed.alive[:, None], read.shape).astype(jnp.int32)
     out = model.apply(params[0], read, segment_ids=ids, cache=cache, method="hidden")
-    logits = model.apply(params[0], out.hidden, method="logits")
+    logits = whole(model.apply(params[0], out.hidden, method="logits"))
 
     def say(carry, place):
         (words, going), (logits, guess, at) = carry, place
@@ -153,8 +168,10 @@ def decode(
         return jnp.where(feed.alive.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
     later = map(kept, (out.hidden, tokens, count), behind[1:])
-    cache = out.cache._replace(lengths=cache.lengths + count)
-    return cache, words, Behind(drafted, *later), Step(tokens, count, found)
+    cache = pooled.unpaged(out.cache)._replace(lengths=cache.lengths + count)
+    behind = Behind(settled(pooled.unpaged(drafted)), *whole(tuple(later)))
+    words, step = whole((words, Step(tokens, count, found)))
+    return settled(cache), words, behind, step
 
 
 def _guess(
@@ -177,7 +194,7 @@ def _guess(
 
     def said_next(hidden: jax.Array, at: jax.Array) -> jax.Array:
         logits = plan.draft.apply(params, hidden, method="logits")[:, 0]
-        return choose_each(logits, options, words, feed.mask, feed.step + at)
+        return choose_each(whole(logits), options, words, feed.mask, feed.step + at)
 
     def go_on(carry, at):
         hidden, token, cache = carry

@@ -53,11 +53,11 @@ class Job:
         """The tokens that came since the last call.
 
         Raises:
-            EngineFailed: there will be no more.
+            EngineFailed: there will be no more; of the ticket's own error, if that is why.
         """
         failure = self._failure or self.ticket.error
         if failure is not None:
-            raise EngineFailed(str(failure))
+            raise EngineFailed(str(failure)) from self.ticket.error
         return self.ticket.drain()
 
     def cancel(self) -> None:
@@ -156,13 +156,14 @@ class Runner:
                 self._work.wait(self.engine.idle)
 
     def _step(self) -> bool:
-        before = self.load
         try:
             return self.engine.step()
         except Exception as error:  # whatever it is, no request may wait for it for ever
             self.failures += 1
             logging.exception("A step of the engine failed; its requests fail with it")
-            if self.load >= before:
+            with self._lock:  # only a step ends jobs, and those of earlier ones are gone
+                ended = any(job.done for job in self._jobs)
+            if not ended:
                 self._give_up(f"{type(error).__name__}: {error}")
             return True
 

@@ -4,10 +4,12 @@
     engine.warm()
     texts = engine.run([Request(prompt, 64, temperature=0.7, seed=1) for prompt in prompts])
 
-A request takes one of a fixed number of slots, a row of one cache, as soon as one is free
-(continuous batching, Orca, OSDI 2022). Long prompts are read in pieces between the steps of others
-(chunked prefill, arXiv:2308.16369). What a request's tokens are does not depend on the others: rows
-do not see each other, and random numbers follow from the request's seed and the token's place.
+A request takes one of a fixed number of slots as soon as one is free (continuous batching, Orca,
+OSDI 2022), and as many pages of one cache as its text may come to need (PagedAttention,
+arXiv:2309.06180); rows that begin alike share pages. Long prompts are read in pieces between the
+steps of others (chunked prefill, arXiv:2308.16369). What a request's tokens are does not depend on
+the others: rows do not see each other, and random numbers follow from the request's seed and the
+token's place.
 
 `submit`, `stats` and a `Ticket` are for any thread; the rest is for the one that calls `step`.
 """
@@ -15,9 +17,11 @@ do not see each other, and random numbers follow from the request's seed and the
 from __future__ import annotations
 
 import collections
+import functools
+import math
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +31,10 @@ from jax.sharding import Mesh
 from zoo import rope
 from zoo.decoder import Decoder
 from zoo.inference.batch import SMALLEST, Batch, at
-from zoo.inference.prefixes import BLOCK, Prefixes
 from zoo.inference.programs import Scores
+from zoo.inference.reading import Reader, Seat, token_of
 from zoo.inference.requests import Constraint, Request, Stats, Ticket, Token
+from zoo.inference.sampling import whole
 from zoo.inference.speculative import check_draft
 from zoo.sharding import Rules
 
@@ -37,29 +42,6 @@ __all__ = ["Constraint", "Engine", "Request", "Stats", "Ticket", "Token"]
 
 LONGEST = 4096
 """Tokens that a slot holds if nobody says how many, and the model takes as many."""
-
-
-@dataclass(eq=False)
-class _Seat:
-    """A request in its slot.
-
-    `text` is the prompt and what was made, of which the cache holds the first `read`; `speaking`
-    while it makes tokens, between readings. Its keys are of a `kind`: how many borders of LongRope
-    the text that was read had passed.
-    """
-
-    row: int
-    ticket: Ticket
-    text: list[int]
-    read: int = 0
-    made: int = 0
-    kind: int = 0
-    speaking: bool = False
-    scores: list[Token | None] = field(default_factory=lambda: [None])
-
-    @property
-    def request(self) -> Request:
-        return self.ticket.request
 
 
 class Engine:
@@ -80,7 +62,8 @@ class Engine:
         length: int | None = None,
         chunk: int = 256,
         prefix_bytes: int = 0,
-        cache_dtype: jnp.dtype | None = None,
+        cache_bytes: int | None = None,
+        cache_dtype: jnp.dtype | str | None = None,
         mesh: Mesh | None = None,
         rules: str | Rules | None = None,
         draft: tuple[Decoder, dict] | None = None,
@@ -96,40 +79,47 @@ class Engine:
                 `max_length`, or 4096 if that is more.
             chunk: tokens of prompts that are read between two steps: a power of two.
             prefix_bytes: of memory for what prompts begin with, so that it is read once.
+            cache_bytes: of memory for the tokens of all texts and of what prompts begin with. None
+                is what all slots need at most, and `prefix_bytes`; with less, requests may wait
+                though there is a slot.
             cache_dtype: what the cache keeps, int8 for instance; None is the model's.
             mesh: of `params`, if they are on several devices. They share the rows as `rules` have
-                `batch` if slots divide by them; else all have all rows, and `data` has to be 1.
+                `batch` if slots divide by them; else all have all rows, and `data` has to be 1. The
+                rows of a device have the pages that are there.
             rules: of `zoo.sharding` for it.
             draft: a small model of the same vocabulary and its parameters, to guess with; None is
-                the model's own first layer of multi-token prediction.
+                the model's own first layer of multi-token prediction. On a mesh its parameters lie
+                on all devices too, whole on each if the caller has not placed them.
             ahead: tokens to guess at a time; 0 guesses none. Texts are the same.
 
         Raises:
-            ValueError: a size that means nothing, a length that the model does not take, or what
-                cannot guess ahead: see `zoo.inference.speculative`.
+            ValueError: a size or type that means nothing, a length that the model does not take, or
+                what cannot guess ahead: see `zoo.inference.speculative`.
         """
         longest = model.cfg.max_length
-        length = min(longest, LONGEST) if length is None else length
+        length = min(longest, LONGEST) if length is None else whole("length", length)
+        slots, chunk = whole("slots", slots), whole("chunk", chunk)
+        prefix_bytes = whole("prefix_bytes", prefix_bytes)
+        cache_bytes = None if cache_bytes is None else whole("cache_bytes", cache_bytes)
         if slots < 1:
             raise ValueError(f"slots={slots} must be at least 1")
         if not 1 <= length <= longest:
             raise ValueError(f"length={length} must be 1 to the model's max_length={longest}")
         if chunk < SMALLEST or chunk & (chunk - 1):
             raise ValueError(f"chunk={chunk} must be a power of two, at least {SMALLEST}")
+        if prefix_bytes < 0:
+            raise ValueError(f"prefix_bytes={prefix_bytes} must be at least 0, for none")
         if ahead or draft is not None:
-            _check_ahead(model, draft, ahead, length, mesh)
+            _check_ahead(model, draft, ahead, length)
         self._vocab, self._length, self._ahead = model.cfg.vocab_size, length, ahead
-        self._borders = rope.borders(model.cfg.ropes)
         self._batch = Batch(
-            model, params, slots, length, chunk, cache_dtype, mesh, rules, draft, ahead
-        )
-        self._stateful, self._prefixes = self._batch.stateful, None
-        if prefix_bytes:
-            self._prefixes = Prefixes(prefix_bytes, self._stateful)
+            model, params, slots, length, chunk, cache_dtype, mesh, rules, draft, ahead,
+            prefix_bytes, cache_bytes,
+        )  # fmt: skip
+        self._reader = Reader(self._batch, rope.borders(model.cfg.ropes), prefix_bytes)
         self._lock = threading.Lock()
         self._queue: collections.deque[Ticket] = collections.deque()
-        self._seats: list[_Seat | None] = [None] * slots
-        self._reading: collections.deque[_Seat] = collections.deque()
+        self._seats: list[Seat | None] = [None] * slots
         self._stats = Stats(slots)
 
     def submit(self, request: Request) -> Ticket:
@@ -157,13 +147,13 @@ class Engine:
         try:
             with self._batch.placed():
                 self._leave_cancelled()
-                self._admit()
-                read = self._read_prompts()
-                return self._decode() or read or bool(self._reading)
+                read = self._read()
+                return self._decode() or read or self._reader.busy
         except Exception as error:
             for seat in filter(None, self._seats):
                 self._leave(seat, error)
             self._batch.reset()
+            self._reader.forget()
             raise
 
     def run(self, requests: Iterable[Request]) -> list[list[Token]]:
@@ -181,7 +171,7 @@ class Engine:
         return [ticket.drain() for ticket in tickets]
 
     def warm(self) -> None:
-        """Compiles every program that a request can need.
+        """Compiles every program that a request can need; what prompts begin with is forgotten.
 
         Raises:
             ValueError: requests are being served.
@@ -190,13 +180,21 @@ class Engine:
             raise ValueError("warm() needs an idle engine: call it before the first step")
         with self._batch.placed():
             self._batch.warm()
+        self._reader.forget()
 
     @property
     def stats(self) -> Stats:
-        """What the engine does and did."""
-        active = sum(seat is not None for seat in self._seats)
-        held = 0 if self._prefixes is None else self._prefixes.bytes
-        return replace(self._stats, active=active, waiting=len(self._queue), prefix_bytes=held)
+        """What the engine does and did. From any thread: no request is in neither count."""
+        waiting = len(self._queue)  # first, since a request goes from here to a seat
+        return replace(
+            self._stats,
+            active=sum(seat is not None for seat in self._seats),
+            waiting=waiting,
+            cached_tokens=self._reader.cached_tokens,
+            prefix_hits=self._reader.prefix_hits,
+            held_bytes=self._reader.held_bytes,
+            prefix_bytes=self._reader.prefix_bytes,
+        )
 
     def _check(self, request: Request) -> None:
         named = dict(prompt=request.prompt, stop_tokens=request.stop_tokens)
@@ -206,6 +204,8 @@ class Engine:
                     f"{name} has token {strange[0]}, outside the vocabulary of {self._vocab}: was "
                     "it made by another tokenizer?"
                 )
+        if list(request.logit_bias.values()).count(-math.inf) == self._vocab:
+            raise ValueError("logit_bias is -inf for every token: leave one that can be said")
         if len(request.prompt) + request.max_new_tokens > self._length:
             raise ValueError(
                 f"prompt has {len(request.prompt)} tokens, and max_new_tokens="
@@ -229,26 +229,47 @@ class Engine:
     def _gave_up(self, ticket: Ticket) -> bool:
         return ticket.cancelled
 
-    def _admit(self) -> None:
-        """Seats those who wait, as long as there are slots."""
-        while self._queue and None in self._seats:
-            ticket = self._queue.popleft()
-            seat = _Seat(self._seats.index(None), ticket, list(ticket.request.prompt))
+    def _admit(self) -> bool:
+        """Seats one of those who wait, if there are a row and pages for it."""
+        while (seat := self._next_seat()) is not None:
             try:
                 self._restrict(seat)
             except Exception as error:
-                self._end(ticket, error)
+                self._leave(seat, error)
                 continue
-            self._seats[seat.row] = seat
             self._batch.seat(seat.row, seat.request)
-            self._reading.append(seat)
+            self._reader.begin(seat)
             self._count(prompt_tokens=len(seat.text))
+            return True
+        return False
 
-    def _leave(self, seat: _Seat, error: Exception | None = None) -> None:
+    def _next_seat(self) -> Seat | None:
+        """The seat of the first of those who wait whom there are pages for.
+
+        Those before it have been passed once more. One that was passed as often as there are slots
+        is passed no more: the others wait for it.
+        """
+        rows = [row for row, seat in enumerate(self._seats) if seat is None]
+        with self._lock:
+            waiting = list(self._queue) if rows else []
+        room = functools.cache(self._reader.room)
+        for i, ticket in enumerate(waiting):
+            if i and waiting[0].passed >= len(self._seats):
+                break
+            if (seat := self._reader.place(ticket, rows, room)) is None:
+                continue
+            for earlier in waiting[:i]:
+                earlier.passed += 1
+            self._seats[seat.row] = seat
+            with self._lock:
+                self._queue.remove(ticket)
+            return seat
+        return None
+
+    def _leave(self, seat: Seat, error: Exception | None = None) -> None:
         """Frees a slot."""
         self._seats[seat.row] = None
-        if seat in self._reading:
-            self._reading.remove(seat)
+        self._reader.leave(seat)
         self._batch.leave(seat.row)
         self._end(seat.ticket, error)
 
@@ -260,77 +281,21 @@ class Engine:
         changed = {name: getattr(self._stats, name) + value for name, value in more.items()}
         self._stats = replace(self._stats, **changed)
 
-    # Reading prompts.
+    # Making tokens.
 
-    def _read_prompts(self) -> bool:
-        """Reads a chunk of prompts, in the order in which they came; whether there were any."""
-        worked, budget = bool(self._reading), self._batch.sizes[-1]
-        while budget > 0 and self._reading:
-            budget -= self._read_piece(self._reading[0])
-        return worked
+    def _read(self) -> bool:
+        """Reads a chunk of prompts, and seats who can begin; whether there were any."""
+        left = budget = self._batch.sizes[-1]
+        while left > 0 and (self._reader.busy or self._admit()):
+            if (seat := self._reader.next()) is None:
+                break
+            size, logits = self._reader.read(seat)
+            left -= size
+            if seat.read == len(seat.text):
+                self._begin(seat, logits)
+        return left < budget
 
-    def _recall(self, seat: _Seat) -> None:
-        """Copies what the prefix cache has of a prompt into its row."""
-        found = self._prefixes.find(seat.kind, seat.text)
-        if not found:
-            return
-        for i, (held, _) in enumerate(found):
-            self._batch.put_block(seat.row, i * BLOCK, held)
-        if self._stateful:
-            self._batch.put_state(seat.row, found[-1][1])
-        seat.read = seat.ticket.cached_tokens = len(found) * BLOCK
-        self._count(cached_tokens=seat.read, prefix_hits=1)
-
-    def _remember(self, seat: _Seat) -> None:
-        """Copies what a row has read into the prefix cache, as far as it is not there."""
-        text = seat.text[: seat.read]
-        whole, known = len(text) // BLOCK, self._prefixes.known(seat.kind, text)
-        state = None
-        if self._stateful and whole and len(text) == whole * BLOCK:
-            state = self._batch.state(seat.row)
-        for i in range(known, whole):
-            held = self._batch.block(seat.row, i * BLOCK)
-            if not self._prefixes.add(seat.kind, text[: (i + 1) * BLOCK], held):
-                return
-        if state is not None:
-            self._prefixes.add_state(seat.kind, text, state)
-
-    def _read_piece(self, seat: _Seat) -> int:
-        """Reads a piece of a text, then perhaps says its first token; the piece's padded size."""
-        if not seat.read:
-            seat.kind = sum(border < len(seat.text) for border in self._borders)
-            if self._prefixes and not seat.made and not seat.request.prompt_logprobs:
-                self._recall(seat)
-        # A text beyond a border of LongRope needs padding to say that it is.
-        spare = 1 if self._borders else 0
-        start, rest = seat.read, self._goal(seat) - seat.read
-        size = self._batch.fitting(rest + spare, start)
-        count = min(rest, size - spare)
-        hidden, logits = self._batch.read(seat.row, seat.text, start, count, size)
-        seat.read += count
-        if self._prefixes:
-            self._remember(seat)
-        if seat.request.prompt_logprobs and not seat.made:
-            self._score(seat, hidden, seat.text[start + 1 : seat.read + 1])
-        if seat.read == len(seat.text):
-            self._reading.popleft()
-            self._answer(seat, logits)
-        return size
-
-    def _goal(self, seat: _Seat) -> int:
-        """Tokens of a text to read before one stops: all, or those before a state to be kept."""
-        whole = len(seat.text)
-        border = whole // BLOCK * BLOCK
-        stops = self._prefixes is not None and self._stateful and seat.read < border
-        return border if stops else whole
-
-    def _score(self, seat: _Seat, hidden: jax.Array, following: list[int]) -> None:
-        """Scores the tokens that follow on those of a piece."""
-        found = self._batch.score(hidden, following)
-        more = seat.request.logprobs or 0
-        seat.scores += [_token(token, at(found, i), more) for i, token in enumerate(following)]
-
-    def _answer(self, seat: _Seat, logits: jax.Array) -> None:
+    def _begin(self, seat: Seat, logits: jax.Array) -> None:
         """The token after a text that has been read, or the end of one that wants none."""
         if seat.request.prompt_logprobs:
             seat.ticket.prompt_logprobs = seat.scores
@@ -341,12 +306,12 @@ class Engine:
         scored = seat.request.logprobs is not None
         self._say(seat, *self._batch.first(seat.row, logits, seat.made, scored))
 
-    # Making tokens.
-
     def _decode(self) -> bool:
         """A token for every seat that speaks, or some with a draft; whether any did."""
-        self._read_again()
         seats = [seat for seat in self._seats if seat is not None and seat.speaking]
+        for seat in seats:
+            seat.speaking = not self._reader.read_again(seat)
+        seats = [seat for seat in seats if seat.speaking]
         if not seats:
             return False
         newest, step, alive, scored = np.zeros((4, len(self._seats)), np.int32)
@@ -364,21 +329,14 @@ class Engine:
             self._count_guesses(seat, seat.made - before - 1)
         return True
 
-    def _count_guesses(self, seat: _Seat, accepted: int) -> None:
+    def _count_guesses(self, seat: Seat, accepted: int) -> None:
         if seat.request.constraint is None:
             more = dict(guessed_tokens=self._ahead, accepted_tokens=accepted)
             seat.ticket.guessed_tokens += self._ahead
             seat.ticket.accepted_tokens += accepted
             self._count(**more)
 
-    def _read_again(self) -> None:
-        """Sends texts that outgrow LongRope's original length back: their keys turn otherwise."""
-        for seat in filter(None, self._seats):
-            if seat.speaking and seat.read in self._borders:
-                seat.read, seat.speaking = 0, False
-                self._reading.appendleft(seat)
-
-    def _say(self, seat: _Seat, token: int, scores: Scores) -> None:
+    def _say(self, seat: Seat, token: int, scores: Scores) -> None:
         """Hands a token out, and ends the text if it was the last."""
         request = seat.request
         seat.text.append(token)
@@ -390,15 +348,15 @@ class Engine:
             return
         said = Token(token)
         if request.logprobs is not None:
-            said = _token(token, scores, request.logprobs)
+            said = token_of(token, scores, request.logprobs)
+        self._count(generated_tokens=1)  # before anybody can know of the token
         seat.ticket.put(said._replace(finish=finish))
-        self._count(generated_tokens=1)
         if finish is not None:
-            if self._prefixes and seat.speaking:
-                self._remember(seat)
+            if seat.speaking:
+                self._reader.remember(seat)
             self._leave(seat)
 
-    def _finish(self, seat: _Seat, token: int) -> str | None:
+    def _finish(self, seat: Seat, token: int) -> str | None:
         """Why a text ends with this token, or None; its constraint goes on."""
         request = seat.request
         if token in request.stop_tokens:
@@ -409,7 +367,7 @@ class Engine:
                 return "stop"
         return "length" if seat.made == request.max_new_tokens else None
 
-    def _restrict(self, seat: _Seat) -> bool:
+    def _restrict(self, seat: Seat) -> bool:
         """Asks a request's constraint what may come next; whether anything may."""
         constraint, masks = seat.request.constraint, self._batch.masks
         if constraint is None:
@@ -423,7 +381,15 @@ class Engine:
         if not seat.made and not allowed.any():
             raise ValueError("constraint.allowed() has no token that the text could begin with")
         masks[seat.row] = allowed
-        return bool(allowed.any())
+        if not allowed.any():
+            return False
+        masks[seat.row, [t for t, b in seat.request.logit_bias.items() if b == -math.inf]] = False
+        if not masks[seat.row].any():
+            raise ValueError(
+                f"logit_bias is -inf for all that constraint allows after {seat.made} new tokens, "
+                f"token {allowed.argmax()} for one: take one of them out"
+            )
+        return True
 
 
 def _check_ahead(
@@ -431,16 +397,7 @@ def _check_ahead(
     draft: tuple[Decoder, dict] | None,
     ahead: int,
     length: int,
-    mesh: Mesh | None,
 ) -> None:
     if not 1 <= ahead < SMALLEST:
         raise ValueError(f"ahead={ahead} must be 1 to {SMALLEST - 1} to guess with a draft")
-    if mesh is not None:
-        raise ValueError("an engine on a mesh does not guess ahead: leave mesh or ahead out")
     check_draft(model, draft, length)
-
-
-def _token(token: int, scores: Scores, alternatives: int) -> Token:
-    """A token and what is asked about it, of scores of this place."""
-    top = zip(scores.ids[:alternatives].tolist(), scores.top[:alternatives].tolist(), strict=True)
-    return Token(token, float(scores.chosen), tuple(top))

@@ -15,10 +15,11 @@ import numpy as np
 
 from zoo import rope
 from zoo.axes import rules_in_force
+from zoo.buffer import type_of
 from zoo.cache import Cache, grow
 from zoo.decoder import Decoder
 from zoo.inference import unstack
-from zoo.inference.sampling import Sampling, choose, from_options
+from zoo.inference.sampling import Sampling, choose, from_options, whole
 
 BUCKET = 32
 """Prompts are padded to multiples of this many tokens, so that few lengths compile."""
@@ -36,7 +37,7 @@ def generate(
     min_p: float | None = None,
     eos: int | Sequence[int] = (),
     rng: jax.Array | None = None,
-    cache_dtype: jnp.dtype | None = None,
+    cache_dtype: jnp.dtype | str | None = None,
 ) -> list[list[int]]:
     """Continues each prompt by up to `max_new_tokens` tokens; on a mesh within `sharding.use`.
 
@@ -58,15 +59,15 @@ def generate(
 
     Raises:
         ValueError: an empty prompt, a token outside the vocabulary, more tokens than the model's
-            `max_length`, or a sampling value out of range.
+            `max_length`, a sampling value out of range, or a type that no cache can keep.
     """
     sampling = from_options(temperature, top_k, top_p, min_p)
+    kept = type_of(model.dtype if cache_dtype is None else cache_dtype)
     check_prompts(model, prompts, max_new_tokens)
     tokens, lengths = pad(prompts)
     stops = np.atleast_1d(np.asarray(eos, np.int32))
     model, params = unstack.prepare(model, params)
     key = jax.random.key(0) if rng is None else rng
-    kept = jnp.dtype(model.dtype if cache_dtype is None else cache_dtype)
     how = _How(max_new_tokens, kept, rules_in_force())
     made, count = _program(model, params, tokens, lengths, sampling, stops, key, how)
     made, count = np.asarray(made), np.asarray(count)
@@ -84,7 +85,7 @@ class _How(NamedTuple):
 class _State(NamedTuple):
     step: jax.Array  # i32[], tokens made so far
     token: jax.Array  # i32[B], the newest
-    cache: Cache
+    cache: Cache  # `unstack.lean`
     done: jax.Array  # bool[B]
     made: jax.Array  # i32[B, max_new_tokens]
     count: jax.Array  # i32[B], tokens of each row that count
@@ -121,14 +122,15 @@ def _program(
         text = jnp.pad(tokens, ((0, 0), (0, max_new_tokens)))
         text = jax.vmap(jax.lax.dynamic_update_slice)(text, state.made, lengths[:, None])
         held, at = state.cache.lengths[:, None], jnp.arange(text.shape[1])[None]
-        return model.apply(
+        out = model.apply(
             params,
             text,
             segment_ids=(at < held).astype(jnp.int32),
             positions=jnp.minimum(at, held),
             cache=unstack.init_cache(model, *text.shape, room, dtype=how.cache),
             method="hidden",
-        ).cache
+        )
+        return unstack.lean(out.cache)
 
     def pick(hidden: jax.Array, step: jax.Array) -> jax.Array:
         logits = model.apply(params, hidden, method="logits")[:, 0]
@@ -147,18 +149,19 @@ def _program(
 
     def advance(state: _State) -> _State:
         alive = (~state.done)[:, None].astype(jnp.int32)
-        cache = state.cache
         for border in rope.borders(model.cfg.ropes):
-            crossing = ((cache.lengths == border) & ~state.done).any()
+            crossing = ((state.cache.lengths == border) & ~state.done).any()
             cache = jax.lax.cond(crossing, refilled, lambda state: state.cache, state)
+            state = state._replace(cache=cache)
+        cache = unstack.full(state.cache)
         out = model.apply(
             params, state.token[:, None], segment_ids=alive, cache=cache, method="hidden"
         )
-        return record(state._replace(cache=out.cache), pick(out.hidden, state.step))
+        return record(state._replace(cache=unstack.lean(out.cache)), pick(out.hidden, state.step))
 
     zero = jnp.zeros((batch,), jnp.int32)
     empty = jnp.zeros((batch, max_new_tokens), jnp.int32)
-    start = _State(jnp.int32(0), zero, cache, zero.astype(bool), empty, zero)
+    start = _State(jnp.int32(0), zero, unstack.lean(cache), zero.astype(bool), empty, zero)
     state = jax.lax.while_loop(
         lambda s: (s.step < max_new_tokens) & ~s.done.all(),
         advance,
@@ -178,14 +181,19 @@ def pad(prompts: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_prompts(model: Decoder, prompts: Any, max_new_tokens: int) -> list[np.ndarray]:
-    """The prompts as arrays i64[T] each; raises ValueError as `generate` says."""
-    rows = [np.asarray(prompt, np.int64).reshape(-1) for prompt in prompts]
+    """The prompts as arrays of integers [T] each; raises ValueError as `generate` says."""
+    rows = [np.asarray(prompt) for prompt in prompts]
     if not rows:
         raise ValueError("prompts is empty: give at least one")
-    if max_new_tokens < 1:
+    if whole("max_new_tokens", max_new_tokens) < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     cfg = model.cfg
     for i, row in enumerate(rows):
+        if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
+            raise ValueError(
+                f"prompt {i} is {prompts[i]!r:.60}: prompts are lists of token ids, one for each "
+                "text"
+            )
         if not row.size:
             raise ValueError(f"prompt {i} is empty: start it with at least one token (bos, say)")
         if row.min() < 0 or row.max() >= cfg.vocab_size:

@@ -9,12 +9,14 @@ adapter for transformers does it, so results agree. No torch is needed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 try:
     from lm_eval import evaluator, utils
@@ -23,12 +25,14 @@ try:
 except ImportError as e:
     raise ValueError(f"tasks need lm-eval ({e}): pip install 'zoo-jax[eval]'") from e
 
+from zoo import sharding
 from zoo.decoder import Decoder
-from zoo.hf.chat import Chat, special_tokens
+from zoo.hf.chat import REPETITION, Chat, advice, special_tokens
 from zoo.hf.tokenizer import open_tokenizer, read_config
 from zoo.inference.engine import Engine, Request, Ticket
 from zoo.inference.score import Pair, score
 from zoo.inference.text import Cut, Detokenizer
+from zoo.sharding import Rules
 
 if TYPE_CHECKING:
     import tokenizers
@@ -41,6 +45,7 @@ NEW_TOKENS = 256
 """Tokens to make at most if a task does not say."""
 
 FILTERS = ("top_k", "top_p", "min_p")
+"""Options that mean nothing where the likeliest token is taken."""
 
 
 def evaluate(
@@ -56,6 +61,8 @@ def evaluate(
     dtype: Any = jnp.float32,
     which: Literal["best", "latest"] = "best",
     quantize: str | None = None,
+    mesh: Mesh | None = None,
+    rules: str | Rules | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The metrics of each task, as the harness names them ("acc,none", "acc_stderr,none", ...).
 
@@ -71,6 +78,8 @@ def evaluate(
         dtype: of the computation.
         which: checkpoint of a run.
         quantize: what to round the parameters to, as in `zoo.load`.
+        mesh: devices to lay the model over; None is the first.
+        rules: of `zoo.sharding` for it.
 
     Raises:
         ValueError: lm-eval is missing, a task is not known, or the model cannot be loaded.
@@ -81,7 +90,7 @@ def evaluate(
             f"tasks: {', '.join(unknown)} not known to lm-eval: `lm-eval ls tasks` lists them, and "
             "include_path adds a folder"
         )
-    options = dict(batch_size=batch_size, max_length=max_length)
+    options = dict(batch_size=batch_size, max_length=max_length, mesh=mesh, rules=rules)
     lm = open_harness(path, dtype=dtype, which=which, quantize=quantize, **options)
     found = evaluator.simple_evaluate(
         model=lm,
@@ -101,6 +110,8 @@ def open_harness(
     dtype: Any = jnp.float32,
     which: Literal["best", "latest"] = "best",
     quantize: str | None = None,
+    mesh: Mesh | None = None,
+    rules: str | Rules | None = None,
     **options: Any,
 ) -> Harness:
     """A folder's or a run's model, with `options` of `Harness`."""
@@ -109,13 +120,13 @@ def open_harness(
     from zoo.hf.hub import resolve
 
     if checkpoint.is_run(path):
-        config, params, folder = checkpoint.load_run(path, which)
+        config, params, folder = checkpoint.load_run(path, which, mesh, rules)
         if folder is None:
             raise ValueError(f"{path} has no tokenizer: convert it, and add a tokenizer.json")
         folder, chat, eos = Path(folder), None, ()
         params = params if quantize is None else zoo.quantize(params, quantize)
     else:
-        found = zoo.load(folder := Path(resolve(path)), quantize=quantize)
+        found = zoo.load(folder := Path(resolve(path)), mesh, rules, quantize=quantize)
         config, params, eos = found.config, found.params, found.source.eos
         chat = lambda: found.chat  # noqa: E731 (only a chat needs a template)
     tokenizer = open_tokenizer(folder)
@@ -128,8 +139,9 @@ def open_harness(
             f"{folder}: neither tokenizer_config.json nor config.json names a token that begins or "
             "ends a text: add eos_token"
         )
-    model = Decoder(config, dtype=dtype)
-    return Harness(model, params, tokenizer, start, end, name=str(path), chat=chat, **options)
+    options |= dict(name=str(path), chat=chat, mesh=mesh, rules=rules, ends=eos)
+    options["advised"] = advice(folder)
+    return Harness(Decoder(config, dtype=dtype), params, tokenizer, start, end, **options)
 
 
 class Harness(TemplateLM):
@@ -143,10 +155,14 @@ class Harness(TemplateLM):
         start: int,
         end: int | None,
         *,
+        ends: Sequence[int] = (),
+        advised: Mapping[str, float] | None = None,
         name: str = "zoo",
         chat: Callable[[], Chat] | None = None,
         batch_size: int = 8,
         max_length: int | None = None,
+        mesh: Mesh | None = None,
+        rules: str | Rules | None = None,
     ):
         """Loads and compiles nothing.
 
@@ -156,14 +172,20 @@ class Harness(TemplateLM):
             tokenizer: the model's.
             start: the token that a text is scored after if nothing is before it.
             end: the token that ends a text, or None.
+            ends: others that end what is made, as generation_config.json of chats names them.
+            advised: of `zoo.hf.chat.advice`: what holds where a task leaves it unsaid.
             name: for the harness's files.
             chat: gives the chat template, if it is asked for.
             batch_size: rows at a time.
             max_length: tokens of a row at most; None is the model's `max_length`.
+            mesh: of `params`, if they are on several devices.
+            rules: of `zoo.sharding` for it.
         """
         super().__init__()
         self._model, self._params, self._text = model, params, tokenizer
         self._start, self._end, self._name, self._chat = start, end, name, chat
+        self._ends = tuple({*ends, *(() if end is None else (end,))})
+        self._mesh, self._rules, self._advised = mesh, rules, advised or {}
         self.batch_size, self.max_length = batch_size, max_length or model.cfg.max_length
 
     @property
@@ -197,7 +219,8 @@ class Harness(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Texts that continue contexts, up to a stop string."""
-        engine = Engine(self._model, self._params, slots=self.batch_size, length=self.max_length)
+        sizes = dict(slots=self.batch_size, length=self.max_length)
+        engine = Engine(self._model, self._params, mesh=self._mesh, rules=self._rules, **sizes)
         answers = [self._answer(engine, *request.args) for request in requests]
         while engine.step():
             for answer in answers:
@@ -224,7 +247,11 @@ class Harness(TemplateLM):
         return self._scored([Pair(context, after) for _, context, after in requests])
 
     def _scored(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        found = score(self._model, self._params, pairs, self.batch_size, self.max_length)
+        placed = contextlib.nullcontext()
+        if self._mesh is not None:
+            placed = sharding.use(self._mesh, self._rules)
+        with placed:
+            found = score(self._model, self._params, pairs, self.batch_size, self.max_length)
         return [tuple(one) for one in found]
 
     def _windows(self, text: str) -> Iterator[Pair]:
@@ -241,7 +268,9 @@ class Harness(TemplateLM):
         temperature = options.pop("temperature", None)
         if sampled is False or (temperature is None and not sampled):
             temperature = 0.0
-        filters = {name: options.pop(name, None) for name in FILTERS}
+        advised = {name: self._advised.get(name) for name in (*FILTERS, REPETITION)}
+        said = {name: options.pop(name, value) for name, value in advised.items()}
+        penalty = said.pop(REPETITION)
         if options:
             raise ValueError(
                 f"generation_kwargs: {sorted(options)[0]!r} is not known: take it out of the task"
@@ -252,8 +281,9 @@ class Harness(TemplateLM):
             tuple(self.tok_encode(context)[most - self.max_length :]),
             most,
             temperature=1.0 if temperature is None else temperature,
-            stop_tokens=() if self._end is None else (self._end,),
-            **(filters if temperature != 0 else {}),
+            stop_tokens=self._ends,
+            repetition_penalty=1.0 if penalty is None else penalty,
+            **(said if temperature != 0 else {}),
         )
         texts = [stops] if isinstance(stops, str) else stops
         return _Answer(engine.submit(request), self._text, texts)

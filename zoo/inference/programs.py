@@ -1,15 +1,17 @@
 """The compiled programs of an engine: few, of fixed shapes, for every mixture of requests.
 
 Reading a prompt takes pieces of a few sizes: `begin` into an empty row, `extend` behind what a row
-holds. `decode` reads the newest token of all rows at once. They change one cache in place. What
-chooses tokens from logits is apart, so that it is compiled once for models of one vocabulary.
+holds. `decode` reads the newest token of all rows at once. They change one pooled cache in place.
+What chooses tokens from logits is apart, so that it is compiled once for models of one vocabulary.
 
-Axes: B slots of the engine, T tokens of a piece, D embedding, V vocabulary, N alternatives.
+Axes: B slots of the engine, U banks of pages, n pages of a row, T tokens of a piece, D embedding, V
+vocabulary, N alternatives.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from zoo import cache as caches
-from zoo.cache import Cache
+from zoo import pooled
+from zoo.cache import PAGE, Cache, logical_axes_of
 from zoo.decoder import Decoder
 from zoo.inference import unstack
 from zoo.inference.requests import MOST_LOGPROBS
@@ -30,10 +32,11 @@ SCORED = 32
 
 
 class Form(NamedTuple):
-    """Of a cache: tokens that a row has `room` for, the type that it keeps them in, and how many
-    can be taken back."""
+    """Of a cache: tokens that a row has `room` for, the `pages` of all rows, the type that tokens
+    are kept in, and how many of them can be taken back."""
 
     room: int
+    pages: int
     dtype: jnp.dtype
     spare: int = 0
 
@@ -45,6 +48,7 @@ class Piece(NamedTuple):
         tokens: i32[1, T], padded on the right.
         length: i32[], how many of them are real.
         row: i32[], where they go.
+        pages: i32[U, n], those of the row in its bank; 0 in others, and where it has none.
         known: i32[], how many tokens the row holds.
         last: i32[], the position of the last token of the whole prompt.
     """
@@ -52,6 +56,7 @@ class Piece(NamedTuple):
     tokens: jax.Array
     length: jax.Array
     row: jax.Array
+    pages: jax.Array
     known: jax.Array
     last: jax.Array
 
@@ -88,7 +93,7 @@ def begin(
     sizes = 1, piece.tokens.shape[1], form.room, form.spare
     empty = unstack.init_cache(model, *sizes, dtype=form.dtype)
     one, hidden, logits = _read(model, params, empty, piece)
-    return _settled(caches.insert(cache, piece.row, one)), hidden, logits
+    return settled(pooled.insert(cache, piece.row, piece.pages, one)), hidden, logits
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -96,22 +101,29 @@ def extend(
     model: Decoder, params: dict, cache: Cache, piece: Piece
 ) -> tuple[Cache, jax.Array, jax.Array]:
     """Like `begin`, behind the `known` tokens of the row."""
-    held = caches.take(cache, piece.row, piece.known)
+    held = pooled.take(cache, piece.row, piece.pages, piece.known)
     one, hidden, logits = _read(model, params, held, piece)
-    return _settled(caches.insert(cache, piece.row, one)), hidden, logits
+    return settled(pooled.insert(cache, piece.row, fresh(piece), one)), hidden, logits
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def decode(
-    model: Decoder, params: dict, cache: Cache, token: jax.Array, alive: jax.Array
+    model: Decoder,
+    params: dict,
+    cache: Cache,
+    table: jax.Array,
+    token: jax.Array,
+    alive: jax.Array,
 ) -> tuple[Cache, jax.Array]:
     """The logits f32[B, V] behind the newest token i32[B] of each row.
 
-    Rows that are not alive, bool[B], keep what they hold.
+    Rows that are not alive, bool[B], keep what they hold, and have no pages in the table, which is
+    `zoo.pooled.paged`'s.
     """
-    ids = alive[:, None].astype(jnp.int32)
+    ids, cache = alive[:, None].astype(jnp.int32), pooled.paged(cache, table)
     out = model.apply(params, token[:, None], segment_ids=ids, cache=cache, method="hidden")
-    return _settled(out.cache), model.apply(params, out.hidden, method="logits")[:, 0]
+    logits = model.apply(params, out.hidden, method="logits")[:, 0]
+    return settled(pooled.unpaged(out.cache)), logits
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -119,10 +131,10 @@ def choose(
     words: Words, logits: jax.Array, options: Options, feed: Feed
 ) -> tuple[Words, jax.Array, Scores]:
     """The next token of every row, i32[B], and its scores; those alive take it to their words."""
-    logits = _whole(logits)
+    logits = whole(logits)
     token = choose_each(logits, options, words, feed.mask, feed.step)
     words = said(words, jnp.arange(token.shape[0]), token, feed.alive)
-    return _whole((words, token, scores(logits, token, feed.scored)))
+    return whole((words, token, scores(logits, token, feed.scored)))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -131,10 +143,10 @@ def choose_first(
 ) -> tuple[Words, jax.Array, Scores]:
     """`choose` for one row i32[]: all but `words` has this row alone."""
     mine = jax.tree.map(lambda t: jax.lax.dynamic_slice_in_dim(t, row, 1), words)
-    logits = _whole(logits)
+    logits = whole(logits)
     token = choose_each(logits, options, mine, feed.mask, feed.step)
     words = said(words, row[None], token, feed.alive)
-    return _whole((words, token, scores(logits, token, feed.scored)))
+    return whole((words, token, scores(logits, token, feed.scored)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -147,32 +159,29 @@ def score(model: Decoder, params: dict, hidden: jax.Array, targets: jax.Array) -
         found = _scored(logits, target[None])
         return jax.tree.map(lambda t: t[0], found)
 
-    return _whole(jax.lax.map(one, (hidden[0], targets), batch_size=SCORED))
+    return whole(jax.lax.map(one, (hidden[0], targets), batch_size=SCORED))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def seat(words: Words, row: jax.Array, bias: jax.Array, asked: jax.Array) -> Words:
     """Words with a new text in a row: its bias f32[V], asked bool[V], and nothing made."""
     made = words.made.at[row].set(0)
-    return _whole(Words(words.bias.at[row].set(bias), made, words.asked.at[row].set(asked)))
+    return whole(Words(words.bias.at[row].set(bias), made, words.asked.at[row].set(asked)))
 
 
-take_block = jax.jit(caches.take_block, static_argnums=3)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def insert_block(cache: Cache, row: jax.Array, start: jax.Array, block: dict) -> Cache:
-    """`zoo.cache.insert_block`."""
-    return _settled(caches.insert_block(cache, row, start, block))
-
-
-take_state = jax.jit(caches.take_state)
+take_state = jax.jit(pooled.take_state)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def insert_state(cache: Cache, row: jax.Array, state: dict) -> Cache:
-    """`zoo.cache.insert_state`."""
-    return _settled(caches.insert_state(cache, row, state))
+    """`zoo.pooled.insert_state`."""
+    return settled(pooled.insert_state(cache, row, state))
+
+
+def fresh(piece: Piece) -> jax.Array:
+    """The pages of a piece that may change, others being 0: those behind may be of other rows."""
+    first = piece.known // PAGE
+    return jnp.where(jnp.arange(piece.pages.shape[1]) < first, 0, piece.pages)
 
 
 def _read(
@@ -212,37 +221,54 @@ def _scored(logits: jax.Array, token: jax.Array) -> Scores:
     return Scores(chosen, ids.astype(jnp.int32), top)
 
 
+def empty_cache(model: Decoder, slots: int, form: Form) -> Cache:
+    """A pooled cache of `slots` rows."""
+    sizes = slots, form.room, form.room, form.spare
+    return unstack.init_cache(model, *sizes, dtype=form.dtype, pages=form.pages)
+
+
 def empty(
     model: Decoder, params: dict, slots: int, form: Form, mesh: Mesh | None, rules: Rules
 ) -> tuple[Cache, Words, jax.Array]:
-    """A cache of `slots` rows, their words, and masks that allow everything.
+    """A pooled cache of `slots` rows, their words, and masks that allow everything.
 
-    They live with the parameters: on a mesh, rows as the rules have `rows`, heads as `kv_heads`.
+    They live with the parameters: on a mesh, rows and pages as the rules have `rows`, heads as
+    `kv_heads`.
     """
-    shape, sizes = (slots, model.cfg.vocab_size), (slots, form.room, form.room, form.spare)
+    shape = slots, model.cfg.vocab_size
 
     def made() -> tuple[Cache, Words, jax.Array]:
-        cache = unstack.init_cache(model, *sizes, dtype=form.dtype)
+        cache = empty_cache(model, slots, form)
         words = Words(jnp.zeros(shape), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
         return cache, words, jnp.ones(shape, bool)
 
-    if mesh is not None:
-        shared, whole = {**rules, "batch": rules["rows"]}, NamedSharding(mesh, PartitionSpec())
-        cache = cache_shardings(jax.eval_shape(made)[0], mesh, shared)
-        return jax.jit(made, out_shardings=(cache, whole, whole))()
-    leaf = jax.tree.leaves(params)[0]
-    home = leaf.sharding if isinstance(leaf, jax.Array) else jax.devices()[0]
-    return jax.device_put(made(), home)
+    return placed(made, params, mesh, rules)
 
 
-def _settled(cache: Cache) -> Cache:
+def placed(made: Callable[[], Any], params: dict, mesh: Mesh | None, rules: Rules) -> Any:
+    """What a function makes, where `empty` says; all but caches is whole on every device."""
+    if mesh is None:
+        leaf = jax.tree.leaves(params)[0]
+        home = leaf.sharding if isinstance(leaf, jax.Array) else jax.devices()[0]
+        return jax.device_put(made(), home)
+    shared, everywhere = {**rules, "batch": rules["rows"]}, NamedSharding(mesh, PartitionSpec())
+
+    def place(x: Any) -> Any:
+        return cache_shardings(x, mesh, shared) if is_cache(x) else everywhere
+
+    is_cache = lambda x: isinstance(x, Cache)  # noqa: E731
+    places = jax.tree.map(place, jax.eval_shape(made), is_leaf=is_cache)
+    return jax.jit(made, out_shardings=places)()
+
+
+def settled(cache: Cache) -> Cache:
     """The cache where `empty` put it, so that programs find it as they left it."""
     if not nn.get_logical_axis_rules():
         return cache
-    return nn.with_logical_constraint(cache, caches.logical_axes_of(cache, "rows"))
+    return nn.with_logical_constraint(cache, logical_axes_of(cache, "rows"))
 
 
-def _whole(tree: Any) -> Any:
+def whole(tree: Any) -> Any:
     """The same arrays, on a mesh whole on every device: each host reads them, few are large."""
     if not nn.get_logical_axis_rules():
         return tree

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import collections
 import math
+import operator
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -72,8 +73,7 @@ class Request:
     constraint: Constraint | None = None
 
     def __post_init__(self):
-        for name in ("prompt", "stop_tokens"):
-            object.__setattr__(self, name, tuple(int(token) for token in getattr(self, name)))
+        self._plain()
         sampling.from_options(self.temperature, self.top_k, self.top_p, self.min_p)
         if not self.prompt:
             raise ValueError("prompt is empty: start it with at least one token (bos, say)")
@@ -84,19 +84,49 @@ class Request:
             raise ValueError(f"seed={self.seed} must be at least 0 and below 2**32")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
             raise ValueError(f"logprobs={self.logprobs} must be 0 to {MOST_LOGPROBS}, or None")
-        self._check_edits()
-
-    def _check_edits(self) -> None:
-        for name in ("temperature", "presence_penalty", "frequency_penalty", "repetition_penalty"):
-            if not math.isfinite(value := getattr(self, name)):
-                raise ValueError(f"{name}={value} must be a finite number")
-        if not self.repetition_penalty > 0:
+        if self.repetition_penalty < sampling.LEAST:
             raise ValueError(
                 f"repetition_penalty={self.repetition_penalty} must be positive; 1 is none"
             )
-        for token, bias in self.logit_bias.items():
-            if math.isnan(bias) or bias == math.inf:
-                raise ValueError(f"logit_bias[{token}]={bias} must be a number, or -inf")
+
+    def _plain(self) -> None:
+        """Makes all values Python's own, as a wrong one would end a step, and the others with it.
+
+        So they can also be told to other processes.
+        """
+        found: dict[str, Any] = {}
+        for name in ("prompt", "stop_tokens"):
+            found[name] = _token_ids(name, getattr(self, name))
+        for name in _WHOLE:
+            if (value := getattr(self, name)) is not None or name not in _OPTIONAL:
+                found[name] = sampling.whole(name, value)
+        for name in _NUMBERS:
+            if (value := getattr(self, name)) is not None or name not in _OPTIONAL:
+                found[name] = sampling.number(name, value)
+        if not isinstance(self.logit_bias, Mapping):
+            raise ValueError(f"logit_bias={self.logit_bias!r} must be a dict of tokens and numbers")
+        tokens = _token_ids("logit_bias", self.logit_bias)
+        biases = zip(tokens, self.logit_bias.values(), strict=True)
+        found["logit_bias"] = {
+            token: bias if bias == -math.inf else sampling.number(f"logit_bias[{token}]", bias)
+            for token, bias in biases
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+
+
+_WHOLE = "max_new_tokens", "top_k", "seed", "logprobs"
+_NUMBERS = (
+    "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+)  # fmt: skip
+_OPTIONAL = "top_k", "top_p", "min_p", "logprobs"
+
+
+def _token_ids(name: str, tokens: Iterable[Any]) -> tuple[int, ...]:
+    try:
+        return tuple(map(operator.index, tokens))
+    except TypeError:
+        raise ValueError(f"{name}={tokens!r:.60} must be token ids: whole numbers") from None
 
 
 class Token(NamedTuple):
@@ -122,6 +152,7 @@ class Ticket:
         request: what was asked.
         done: nothing more will come.
         error: why the text ended early, if it did.
+        passed: requests that came later and were seated before it.
         cached_tokens: tokens of the prompt that did not have to be read.
         guessed_tokens: tokens that a draft guessed.
         accepted_tokens: those of them that were said.
@@ -133,6 +164,7 @@ class Ticket:
         self.request = request
         self.done = False
         self.error: Exception | None = None
+        self.passed = 0
         self.cached_tokens = self.guessed_tokens = self.accepted_tokens = 0
         self.prompt_logprobs: list[Token | None] | None = None
         self._tokens: collections.deque[Token] = collections.deque()
@@ -176,7 +208,8 @@ class Stats:
         guessed_tokens: tokens that a draft guessed.
         accepted_tokens: those of them that were said.
         prefix_hits: requests for which any were.
-        prefix_bytes: bytes that the prefix cache holds.
+        held_bytes: of the pages that texts and the prefix cache hold, each counted once.
+        prefix_bytes: bytes that the prefix cache holds, also with others.
     """
 
     slots: int
@@ -189,4 +222,5 @@ class Stats:
     guessed_tokens: int = 0
     accepted_tokens: int = 0
     prefix_hits: int = 0
+    held_bytes: int = 0
     prefix_bytes: int = 0

@@ -7,10 +7,18 @@ Axes: B batch, V vocabulary. The order of the filters is that of transformers' l
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+import operator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+LEAST = 1e-30
+"""Of temperatures and probabilities that are not 0: less might be 0, or infinite, in float32."""
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class Sampling(NamedTuple):
@@ -38,22 +46,42 @@ def from_options(
     top_p: float | None = None,
     min_p: float | None = None,
 ) -> Sampling:
-    """`Sampling` as callers say it: temperature 0 is greedy; checked."""
-    sampling = Sampling(None if temperature == 0 else temperature, top_k, top_p, min_p)
-    check(sampling)
-    return sampling
+    """`Sampling` as callers say it: temperature 0 is greedy.
 
-
-def check(sampling: Sampling) -> None:
-    """Raises ValueError for values that mean nothing, naming field, value and range."""
-    t, k, p, m = sampling
-    if t is not None and not t > 0:
-        raise ValueError(f"temperature={t} must be positive; 0 asks generate for the greedy choice")
-    if k is not None and not k >= 1:
+    Raises:
+        ValueError: a value that means nothing; it names field, value and range.
+    """
+    t = number("temperature", temperature)
+    if t and t < LEAST:
+        raise ValueError(f"temperature={t} must be positive, at least {LEAST}, or 0 to be greedy")
+    k = None if top_k is None else whole("top_k", top_k)
+    if k is not None and k < 1:
         raise ValueError(f"top_k={k} must be at least 1, or None for the whole vocabulary")
-    for name, value in (("top_p", p), ("min_p", m)):
-        if value is not None and not 0 < value <= 1:
-            raise ValueError(f"{name}={value} must be above 0 and at most 1, or None")
+    for name, value in (("top_p", top_p), ("min_p", min_p)):
+        if value is not None and not LEAST <= number(name, value) <= 1:
+            raise ValueError(
+                f"{name}={value} must be above 0 and at most 1, or None: below {LEAST} is 0"
+            )
+    return Sampling(t or None, k, top_p, min_p)
+
+
+def number(name: str, value: Any) -> float:
+    """A number that float32 can hold; raises ValueError with its name if the value is none."""
+    try:
+        found = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not abs(found) <= LARGEST:
+        raise ValueError(f"{name}={value!r} must be a finite number within float32")
+    return found
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number; raises ValueError with its name if the value is none."""
+    try:
+        return int(operator.index(value))
+    except TypeError:
+        raise ValueError(f"{name}={value!r} must be a whole number") from None
 
 
 def choose(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:

@@ -146,7 +146,7 @@ class _Plan(NamedTuple):
 
 class _State(NamedTuple):
     token: jax.Array  # i32[B], the newest, which no cache has read
-    cache: Cache
+    cache: Cache  # `unstack.lean`, both
     draft: Cache
     seed: jax.Array  # dtype[B, 1, D], what the next guess of an own draft follows on
     done: jax.Array  # bool[B]
@@ -209,6 +209,7 @@ def _begin(plan, weights, tokens, lengths, sampling, stops, key) -> _State:
     made = jnp.zeros((batch, plan.new + plan.ahead + 1), jnp.int32).at[:, 0].set(token)
     done = (token[:, None] == stops).any(-1) | (plan.new == 1)
     zero = jnp.int32(0)
+    cache, draft = unstack.lean(cache), unstack.lean(draft)
     return _State(token, cache, draft, seed, done, made, jnp.ones_like(lengths), zero, zero, zero)
 
 
@@ -217,14 +218,14 @@ def _round(plan, weights, sampling, stops, key, state: _State) -> _State:
     guess_key, verify_key = jax.random.split(key)
     guesses, q, draft = _guess(plan, weights, sampling, guess_key, state)
     read = jnp.concatenate((state.token[:, None], guesses), axis=1)
-    out = plan.model.apply(weights[0], read, cache=state.cache, method="hidden")
+    out = plan.model.apply(weights[0], read, cache=unstack.full(state.cache), method="hidden")
     p = _probabilities(_logits(plan.model, weights[0], out.hidden), sampling)
     kept, token = verify(p, q, guesses, verify_key)
     places = jnp.arange(plan.ahead + 1)[None]
     new = jnp.where(places == kept[:, None], token[:, None], jnp.pad(guesses, ((0, 0), (0, 1))))
 
     lengths = state.cache.lengths + 1 + kept
-    cache, seed = out.cache._replace(lengths=lengths), state.seed
+    cache, seed = unstack.lean(out.cache)._replace(lengths=lengths), state.seed
     if plan.own:
         real = (places <= kept[:, None]).astype(jnp.int32)
         draft = draft._replace(lengths=state.draft.lengths)
@@ -262,10 +263,10 @@ def _guess(plan, weights, sampling, key, state: _State):
 
     def other(carry, key):
         token, cache = carry
-        out = plan.draft.apply(weights[1], token[:, None], cache=cache)
+        out = plan.draft.apply(weights[1], token[:, None], cache=unstack.full(cache))
         q = _probabilities(out.logits, sampling)[:, 0]
         token = _draw(q, key)
-        return (token, out.cache), (token, q)
+        return (token, unstack.lean(out.cache)), (token, q)
 
     keys = jax.random.split(key, plan.ahead)
     if plan.own:
@@ -273,9 +274,9 @@ def _guess(plan, weights, sampling, key, state: _State):
     else:
         carry, (guesses, q) = jax.lax.scan(other, (state.token, state.draft), keys)
         # The last guess is read too: it may be kept.
-        cache = plan.draft.apply(
-            weights[1], carry[0][:, None], cache=carry[1], method="hidden"
-        ).cache
+        last = carry[0][:, None]
+        out = plan.draft.apply(weights[1], last, cache=unstack.full(carry[1]), method="hidden")
+        cache = unstack.lean(out.cache)
     return guesses.T, q.swapaxes(0, 1), cache
 
 
@@ -302,7 +303,9 @@ def _draw(probs: jax.Array, key: jax.Array) -> jax.Array:
 def check_draft(model: Decoder, draft: tuple[Decoder, dict] | None, longest: int) -> None:
     """Raises ValueError where texts of `longest` tokens cannot be guessed ahead, as `speculate`."""
     if draft is None and not model.cfg.mtp:
-        raise ValueError("draft=None needs a model with multi-token prediction; it has no mtp")
+        raise ValueError(
+            "draft=None needs a model with multi-token prediction, and it has no mtp: give a draft"
+        )
     models: dict[str, Any] = {"model": model} if draft is None else {
         "model": model, "draft": draft[0]
     }  # fmt: skip

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import tokenizers
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+BYTES = 4
+"""Of a character at most: more that are none in a row never become one."""
+MOST = 64
+"""Tokens to look back at where there are no characters."""
 
 
 class Detokenizer:
@@ -34,6 +38,8 @@ class Detokenizer:
         self._window.append(token)
         text = self._decode()
         whole = text.rstrip(REPLACEMENT)
+        if len(self._window) > MOST and len(text) - len(whole) >= BYTES:
+            whole = text
         if len(whole) <= self._out:
             return ""
         new, self._out = whole[self._out :], len(whole)

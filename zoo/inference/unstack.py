@@ -6,6 +6,8 @@ so unstacking costs none; elsewhere parameters stay stacked, since a slice there
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from zoo import cache as caches
 from zoo.config import Config
 from zoo.decoder import Decoder
+from zoo.quantized import each_quantized
 
 
 def prepare(model: Decoder, params: dict) -> tuple[Decoder, dict]:
@@ -20,7 +23,8 @@ def prepare(model: Decoder, params: dict) -> tuple[Decoder, dict]:
     leaves = jax.tree.leaves(params)
     if model.unstacked or not all(_on_one_cpu(leaf) for leaf in leaves):
         return model, params
-    return model.clone(unstacked=True), unstack(model.cfg, params)
+    layers = each_quantized(lambda held: held.by_bits().alone(), unstack(model.cfg, params))
+    return model.clone(unstacked=True), layers
 
 
 def unstack(cfg: Config, params: dict) -> dict:
@@ -33,6 +37,21 @@ def unstack(cfg: Config, params: dict) -> dict:
     return {"params": flat}
 
 
+def lean(cache: caches.Cache) -> caches.Cache:
+    """An unstacked cache of one row without the axis of rows, as a loop should carry it; others as
+    they are.
+
+    XLA multiplies without that axis. Where the loop has it, XLA on CPU writes a token once for the
+    loop and once for the product, and copies every buffer four times a step for it.
+    """
+    return _each_buffer(lambda b: b[0], cache)
+
+
+def full(cache: caches.Cache) -> caches.Cache:
+    """What `lean` was given."""
+    return _each_buffer(lambda b: b[None], cache)
+
+
 def init_cache(
     model: Decoder,
     batch: int,
@@ -40,10 +59,11 @@ def init_cache(
     room: int | None = None,
     spare: int = 0,
     dtype: jnp.dtype | None = None,
+    pages: int | None = None,
 ) -> caches.Cache:
     """An empty cache as of `zoo.cache.init`, in the layout that `model` reads, and in its type."""
     dtype = model.dtype if dtype is None else dtype
-    empty = caches.init(model.cfg, batch, length, dtype, room, spare)
+    empty = caches.init(model.cfg, batch, length, dtype, room, spare, pages)
     if not model.unstacked:
         return empty
     stacks = {
@@ -66,3 +86,11 @@ def _slice(leaf: jax.Array, r: int) -> jax.Array:
     if not _on_one_cpu(leaf):
         return leaf[r]
     return jax.device_put(np.asarray(leaf)[r], next(iter(leaf.devices())))
+
+
+def _each_buffer(change: Callable[[jax.Array], jax.Array], cache: caches.Cache) -> caches.Cache:
+    """The change of each buffer of an unstacked cache that has one row."""
+    unstacked = all(isinstance(stack, tuple) for stack in cache.stacks.values())
+    if not unstacked or cache.lengths.shape != (1,):
+        return cache
+    return cache._replace(stacks=jax.tree.map(change, cache.stacks))

@@ -31,6 +31,7 @@ from zoo.models import (
     glm_moe_dsa,
     gpt_oss,
     granite,
+    granite_swa,
     hunyuan_v1_dense,
     hunyuan_v1_moe,
     hy_v3,
@@ -53,12 +54,12 @@ from zoo.models import (
     phi3,
     phimoe,
     qwen2,
-    qwen2_5_vl,
     qwen2_moe,
     qwen3,
     qwen3_5,
     qwen3_moe,
     qwen3_next,
+    qwen_vl,
     seed_oss,
     smollm3,
     solar_open,
@@ -85,7 +86,7 @@ FAMILIES: tuple[Family, ...] = (
     glm_moe_dsa.FAMILY,
     gpt_oss.FAMILY,
     granite.FAMILY,
-    granite.SWA,
+    granite_swa.FAMILY,
     hunyuan_v1_dense.FAMILY,
     hunyuan_v1_moe.FAMILY,
     hy_v3.FAMILY,
@@ -109,13 +110,15 @@ FAMILIES: tuple[Family, ...] = (
     phi3.FAMILY,
     phimoe.FAMILY,
     qwen2.FAMILY,
-    qwen2_5_vl.FAMILY,
     qwen2_moe.FAMILY,
     qwen3.FAMILY,
     qwen3_5.FAMILY,
     qwen3_5.MOE_FAMILY,
     qwen3_moe.FAMILY,
     qwen3_next.FAMILY,
+    qwen_vl.FAMILY_2,
+    qwen_vl.FAMILY_3,
+    qwen_vl.MOE_FAMILY_3,
     seed_oss.FAMILY,
     smollm3.FAMILY,
     solar_open.FAMILY,
@@ -128,9 +131,9 @@ WRAPPERS: tuple[Wrapper, ...] = (
     gemma3.WRAPPER,
     llama4.WRAPPER,
     ministral3.WRAPPER,
-    qwen2_5_vl.WRAPPER,
     qwen3_5.WRAPPER,
     qwen3_5.MOE_WRAPPER,
+    *qwen_vl.WRAPPERS,
 )
 
 
@@ -167,7 +170,10 @@ def family(model_type: str) -> Family:
         if model_type == found.model_type or model_type in found.aliases:
             return found
     known = ", ".join(t for f in FAMILIES for t in (f.model_type, *f.aliases))
-    raise ValueError(f"model_type={model_type!r} is not a family known here; known are {known}")
+    raise ValueError(
+        f"model_type={model_type!r} is not a family known here: CONTRIBUTING.md says how to add "
+        f"one. Known are {known}"
+    )
 
 
 def config_from_hf(source: str | os.PathLike | Mapping) -> Config:
@@ -187,7 +193,8 @@ def config_from_hf(source: str | os.PathLike | Mapping) -> Config:
     found = family(text["model_type"])
     read = found if whole is None else whole
     known = (read.architecture, *read.other_architectures)
-    for architecture in hf.get("architectures") or ():
+    named = hf.get("architectures") or ()
+    for architecture in named if isinstance(named, list | tuple) else (named,):
         if architecture not in known:
             raise ValueError(
                 f"architecture {architecture!r} of model_type {hf['model_type']!r} is not known; "
@@ -234,7 +241,8 @@ def _text_part(hf: Mapping, whole: Wrapper) -> dict:
                 f"{whole.model_type} config: {key}={hf[key]!r} is not understood: remove it from "
                 "the config if the text part's output does not depend on it"
             )
-    return {key: hf[key] for key in whole.inherited if key in hf} | text
+    outer = {key: hf[key] for key in whole.inherited if key in hf}
+    return outer | text | {key: hf[key] for key in whole.overruled if key in hf}
 
 
 def config_to_hf(cfg: Config) -> dict:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zoo.config import MLA, MLP, Config, Layer, MoE, Norm, Rope, stack_layers
+from zoo.config import MLA, MLP, Config, Layer, MoE, Norm, Rope, YarnScaling, stack_layers
 from zoo.hf.keys import Keys
 from zoo.hf.table import Row, Same
 from zoo.models import latent, parts
 from zoo.models.family import INV_FREQ, Family
-from zoo.models.parts import IN_LAYER
+from zoo.models.tables import IN_LAYER
 
 DEFAULTS = {
     **latent.DEFAULTS,
@@ -45,7 +45,7 @@ def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type axk1."""
     keys = Keys(hf, DEFAULTS, latent.UNUSED)
     keys.integer("q_lora_rank")
-    sparse = parts.sparse_layers(keys, keys.integer("first_k_dense_replace"))
+    sparse = parts.sparse_layers(keys, keys.integer("first_k_dense_replace", 0))
     if keys["mlp_layer_types"] is None:
         step = keys.integer("moe_layer_freq")
         sparse = [routed and i % step == 0 for i, routed in enumerate(sparse)]
@@ -60,13 +60,18 @@ def to_hf(cfg: Config) -> dict:
 
 
 def _preset() -> Config:
-    norm, rope = Norm(1e-6), Rope(64, 1e4, interleaved=True)  # from memory: no scaling
+    """Sizes give exactly the 518,983,059,456 elements of the released files.
+
+    Length and rotation are those of copies of the first config; the class's length is 32768.
+    """
+    yarn = YarnScaling(4.0, 32768, 32.0, 1.0, mscale=1.0)
+    norm, rope = Norm(1e-6), Rope(64, 1e4, interleaved=True, scaling=yarn)
     mixer = MLA(64, 1536, 512, 128, 64, 128, rope)
     groups = dict(groups=8, top_groups=4)
     moe = MoE(192, 8, 2048, scale=2.5, shared=MLP(2048), **latent.NOAUX, **groups)
     routed = Layer(mixer, moe, norm, ffn_placement="sandwich")
     stacks = stack_layers((Layer(mixer, MLP(18432), norm), *(routed,) * 60))
-    return Config(163840, 7168, stacks, norm, max_length=32768, family="axk1")
+    return Config(163840, 7168, stacks, norm, max_length=131072, family="axk1")
 
 
 FAMILY = Family(
@@ -79,6 +84,7 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     presets={"a.x-k1": _preset()},
+    aliases=("AXK1",),  # as the first files say
     extras=(INV_FREQ, r"model\.layers\.\d+\.post_mlp_layernorm\.weight"),
     zeros=r"model\.layers\.\d+\.mlp\.gate\.e_score_correction_bias",
 )

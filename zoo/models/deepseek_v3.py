@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from zoo.config import MLA, MLP, Config, Layer, MoE, Norm, Rope, YarnScaling, stack_layers
 from zoo.hf.keys import Keys
-from zoo.models import latent, parts
+from zoo.models import latent, tables
 from zoo.models.family import Family, Wrapper
 
 DEFAULTS = {
@@ -54,8 +54,8 @@ def to_hf(cfg: Config) -> dict:
     return {**latent.keys_of(cfg), **latent.dense_first(cfg), **latent.depths(cfg)}
 
 
-def _preset(vocab, heads, dense, theta, length, scaling, moe, depths) -> Config:
-    norm, rope = Norm(1e-6), Rope(64, theta, interleaved=True, scaling=scaling)
+def _preset(vocab, heads, dense, theta, length, scaling, moe, depths, eps=1e-6) -> Config:
+    norm, rope = Norm(eps), Rope(64, theta, interleaved=True, scaling=scaling)
     mixer = MLA(heads, 1536, 512, 128, 64, 128, rope, scale=latent.softmax_scale(rope, 128))
     layers = (Layer(mixer, MLP(18432), norm),) * dense + (Layer(mixer, moe, norm),) * (61 - dense)
     predictors = (Layer(mixer, moe, norm),) * depths
@@ -70,13 +70,26 @@ def _moe(experts, scale, groups, top_groups) -> MoE:
     return MoE(experts, 8, 2048, **latent.NOAUX, **fields)
 
 
+def _moonlight() -> Config:
+    """Moonlight-16B-A3B (arXiv:2502.16982), whose queries have no latent.
+
+    Length, theta and eps are also those of a config for Megatron.
+    """
+    norm = Norm(1e-5)
+    mixer = MLA(16, None, 512, 128, 64, 128, Rope(64, 5e4, interleaved=True))
+    moe = MoE(64, 6, 1408, scale=2.446, shared=MLP(2 * 1408), **latent.NOAUX)
+    stacks = stack_layers((Layer(mixer, MLP(11264), norm), *(Layer(mixer, moe, norm),) * 26))
+    return Config(163840, 2048, stacks, norm, max_length=8192, family="deepseek_v3")
+
+
 _V3_YARN = YarnScaling(40.0, 4096, 32.0, 1.0, 1.0, 1.0)
 _K2_YARN = YarnScaling(32.0, 4096, 1.0, 1.0, 1.0, 1.0)
+_K2_LONG_YARN = YarnScaling(64.0, 4096, 1.0, 1.0, 1.0, 1.0)
 _K25_YARN = YarnScaling(64.0, 4096, 32.0, 1.0, 1.0, 1.0)
 _V3 = _preset(129280, 128, 3, 1e4, 163840, _V3_YARN, _moe(256, 2.5, 8, 4), 1)
 _K2 = _preset(163840, 64, 1, 5e4, 131072, _K2_YARN, _moe(384, 2.827, 1, 1), 0)
-# from memory: theta and the norms' eps
-_K25 = _preset(163840, 64, 1, 5e4, 262144, _K25_YARN, _moe(384, 2.827, 1, 1), 0)
+_K2_LONG = _preset(163840, 64, 1, 5e4, 262144, _K2_LONG_YARN, _moe(384, 2.827, 1, 1), 0)
+_K25 = _preset(163840, 64, 1, 5e4, 262144, _K25_YARN, _moe(384, 2.827, 1, 1), 0, eps=1e-5)
 
 FAMILY = Family(
     model_type="deepseek_v3",
@@ -86,14 +99,22 @@ FAMILY = Family(
     to_hf=to_hf,
     presets={
         "deepseek-v3": _V3,
+        "deepseek-v3-0324": _V3,
         "deepseek-r1": _V3,
+        "deepseek-r1-0528": _V3,
         "deepseek-v3.1": _V3,
+        "deepseek-v3.1-terminus": _V3,
+        "moonlight-16b-a3b": _moonlight(),
         "kimi-k2": _K2,
+        "kimi-k2-0905": _K2_LONG,
+        "kimi-k2-thinking": _K2_LONG,  # from memory: that its rotation is 0905's
         "kimi-k2.5": _K25,
+        "kimi-k2.6": _K25,
+        "kimi-k2.7-code": _K25,
     },
     aliases=("kimi_k2",),
     extras=latent.PREDICTORS,
-    copies=parts.PREDICTOR_COPIES,
+    copies=tables.PREDICTOR_COPIES,
 )
 
 # transformers writes layers as blocks here, which is what the files call those of the vision tower

@@ -12,9 +12,9 @@ from dataclasses import replace
 from zoo.config import Config, Indexer, Layer
 from zoo.hf.keys import Keys
 from zoo.hf.table import Linear, Row, Same
-from zoo.models import deepseek_v3, latent, parts
+from zoo.models import deepseek_v3, latent, parts, tables
 from zoo.models.family import Family
-from zoo.models.parts import IN_ATTENTION
+from zoo.models.tables import IN_ATTENTION
 
 DEFAULTS = {
     **deepseek_v3.DEFAULTS,
@@ -36,14 +36,14 @@ INDEXER = (
     Row(IN_INDEXER + "weights_proj.weight", "attn/indexer/weigh/w", Linear()),
 )
 _TABLE = (*latent.TABLE, *INDEXER)
-TABLE = (*_TABLE, *parts.predictors(_TABLE))
+TABLE = (*_TABLE, *tables.predictors(_TABLE))
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type deepseek_v32."""
     keys = Keys(hf, DEFAULTS, latent.UNUSED)
     keys.integer("q_lora_rank")
-    sparse = parts.sparse_layers(keys, keys.integer("first_k_dense_replace"))
+    sparse = parts.sparse_layers(keys, keys.integer("first_k_dense_replace", 0))
     check_layer_types(keys)
     mixer = latent.attention(keys, latent.rotation(keys), indexer=indexer(keys))
     moe = latent.mixture(keys, **latent.NOAUX, **latent.groups(keys))
@@ -66,7 +66,8 @@ def indexer(keys: Keys, interleaved: bool = False) -> Indexer:
 
 def check_layer_types(keys: Keys) -> None:
     """Raises ValueError for layers that attend in another way."""
-    if {*(keys["layer_types"] or ())} - {"indexed_attention"}:
+    known = {"indexed_attention", "deepseek_sparse_attention"}  # the latter of transformers 5.11
+    if {*(keys["layer_types"] or ())} - known:
         raise keys.error("layer_types", "every layer must be indexed_attention")
 
 
@@ -99,5 +100,5 @@ FAMILY = Family(
     to_hf=to_hf,
     presets={"deepseek-v3.2": _preset()},
     extras=latent.PREDICTORS,
-    copies=parts.PREDICTOR_COPIES,
+    copies=tables.PREDICTOR_COPIES,
 )

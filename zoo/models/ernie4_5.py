@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, read_rope
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
 
 DEFAULTS = {
@@ -34,7 +34,7 @@ DEFAULTS = {
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type ernie4_5."""
     keys = Keys(hf, DEFAULTS)
-    norm, bias = Norm(float(keys["rms_norm_eps"])), bool(keys["use_bias"])
+    norm, bias = Norm(keys.number("rms_norm_eps")), bool(keys["use_bias"])
     rope = read_rope(keys, parts.head_dim(keys), interleaved=True, wide=True)
     mixer = parts.attention(keys, bias, qkv_bias=bias, rope=rope)
     ffn = MLP(keys.integer("intermediate_size"), keys.activation(), bias)
@@ -60,7 +60,7 @@ def _preset(layers, d, n, k, f) -> Config:
 FAMILY = Family(
     model_type="ernie4_5",
     architecture="Ernie4_5ForCausalLM",
-    table=(*parts.TOP, *parts.NORMS, *parts.ATTENTION, *parts.FFN),
+    table=tables.LLAMA,
     from_hf=from_hf,
     to_hf=to_hf,
     presets={"ernie-4.5-0.3b": _preset(18, 1024, 16, 2, 3072)},

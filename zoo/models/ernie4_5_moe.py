@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, activation_name, read_rope
 from zoo.hf.table import Linear, Row, Same, Shaped
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import INV_FREQ, Family
 from zoo.models.parts import attention, common, decoder, head_dim, heads
 
@@ -51,10 +51,10 @@ UNUSED = frozenset({"moe_capacity", "moe_use_hard_gate"})
 
 BIAS = "moe_statics.e_score_correction_bias"
 ROUTED = (
-    *parts.EXPERTS,
-    Row(parts.IN_MLP + BIAS, "moe/bias/b", Shaped((1, None))),
-    Row(parts.IN_MLP + "gate." + BIAS, "moe/bias/b", Shaped((1, None))),  # as in memory
-    *parts.shared_expert("shared_experts"),
+    *tables.EXPERTS,
+    Row(tables.IN_MLP + BIAS, "moe/bias/b", Shaped((1, None))),
+    Row(tables.IN_MLP + "gate." + BIAS, "moe/bias/b", Shaped((1, None))),  # as in memory
+    *tables.shared_expert("shared_experts"),
 )
 HEAD_BIAS = Row("lm_head.bias", "head/b", Same())
 
@@ -62,11 +62,11 @@ HEAD_BIAS = Row("lm_head.bias", "head/b", Same())
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type ernie4_5_moe."""
     keys = Keys(hf, DEFAULTS, UNUSED)
-    norm, act, bias = Norm(float(keys["rms_norm_eps"])), keys.activation(), bool(keys["use_bias"])
+    norm, act, bias = Norm(keys.number("rms_norm_eps")), keys.activation(), bool(keys["use_bias"])
     rope = read_rope(keys, head_dim(keys), interleaved=True, wide=True)
     mixer = attention(keys, bias, qkv_bias=bias, rope=rope)
     dense = MLP(keys.integer("intermediate_size"), act, bias)
-    hidden, shared = keys.integer("moe_intermediate_size"), keys["moe_num_shared_experts"]
+    hidden, shared = keys.integer("moe_intermediate_size"), keys.count("moe_num_shared_experts")
     moe = MoE(
         experts=keys.integer("moe_num_experts"),
         top_k=keys.integer("moe_k"),
@@ -81,9 +81,7 @@ def from_hf(hf: Mapping) -> Config:
     mtp = parts.one_predictor(keys, "num_nextn_predict_layers", lambda: further)
     if mtp and bias:
         raise keys.error("use_bias", "only layers of multi-token prediction without biases are")
-    cfg = decoder(keys, layers, norm, head_bias=bias, mtp=mtp, mtp_norm=False)
-    keys.close()
-    return cfg
+    return decoder(keys, layers, norm, head_bias=bias, mtp=mtp, mtp_norm=False)
 
 
 def to_hf(cfg: Config) -> dict:
@@ -110,7 +108,7 @@ def to_hf(cfg: Config) -> dict:
 def _sparse(keys: Keys) -> list[bool]:
     """Which layers are mixtures."""
     layers, step = keys.integer("num_hidden_layers"), keys.integer("moe_layer_interval")
-    first, last = keys.integer("moe_layer_start_index"), keys.integer("moe_layer_end_index")
+    first, last = keys.integer("moe_layer_start_index", 0), keys.integer("moe_layer_end_index", -1)
     last = layers - 1 if last == -1 else last
     return [first <= i <= last and (i + 1) % step == 0 for i in range(layers)]
 
@@ -131,20 +129,17 @@ PREDICTOR = (
     Row("model.mtp_emb_norm.{m}.weight", "embed_norm/scale", Same()),
     Row("model.mtp_hidden_norm.{m}.weight", "hidden_norm/scale", Same()),
     Row("model.mtp_linear_proj.{m}.weight", "proj/w", Linear()),
-    *parts.predictor_layer((*parts.NORMS, *parts.ATTENTION, *parts.FFN), AT),
+    *tables.predictor_layer((*tables.NORMS, *tables.ATTENTION, *tables.FFN), AT),
 )
 FAMILY = Family(
     model_type="ernie4_5_moe",
     architecture="Ernie4_5_MoeForCausalLM",
-    table=(
-        *parts.TOP, HEAD_BIAS, *parts.NORMS, *parts.ATTENTION, *parts.FFN, *ROUTED, *PREDICTOR,
-    ),
+    table=(*tables.LLAMA, HEAD_BIAS, *ROUTED, *PREDICTOR),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
         "ernie-4.5-21b-a3b": _preset(28, 2560, 20, 4, 12288, 64, 6, 1536, 3072, 1, True),
-        # from memory: whether the head is tied; the parameter counts agree either way
         "ernie-4.5-300b-a47b": _preset(54, 8192, 64, 8, 28672, 64, 8, 3584, 0, 3, False),
     },
     extras=(INV_FREQ, r"model\.mtp_.*"),
-)  # fmt: skip
+)

@@ -65,8 +65,10 @@ class Wrapper:
         keys: keys of the whole's config beside the text part's, which do not change the text.
         text: the key of the text part's config.
         flat: whether the text part's keys may stand beside the others' instead.
-        inherited: keys of the whole's config that the text part's takes over.
+        inherited: keys of the whole's config that the text part's takes over where it lacks them,
+            and `overruled` where it has them too.
         other_architectures: what the class is called in files that come with code of their own.
+        rows: further rows, tried after the text family's.
     """
 
     model_type: str
@@ -78,7 +80,9 @@ class Wrapper:
     text: str = "text_config"
     flat: bool = False
     inherited: tuple[str, ...] = ("tie_word_embeddings",)
+    overruled: tuple[str, ...] = ()
     other_architectures: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def wrapped(family: Family, wrapper: Wrapper) -> Storage:
     table = tuple(
         replace(row, disk=rename(row.disk, prefixes))
         for prefixes in wrapper.prefixes
-        for row in family.table
+        for row in (*family.table, *wrapper.rows)
     )
     quoted = [{re.escape(a): re.escape(b) for a, b in p.items()} for p in wrapper.prefixes]
     extras = (rename(pattern, prefixes) for prefixes in quoted for pattern in family.extras)

@@ -2,7 +2,7 @@
 
 Differs from Qwen3-MoE: the router's scores are sigmoids in float32; every mixture has a shared
 expert; norms multiply in float32; heads have sinks; layers with a window rotate, the others see all
-and have no positions. No presets: nothing published to check one against is known here.
+and have no positions.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Config, Layer, Norm
-from zoo.hf.keys import Keys, read_rope, write_rope
+from zoo.hf.keys import Keys
 from zoo.hf.table import Row, Same
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
-from zoo.models.parts import attention, common, decoder, head_dim, layer_windows, windows
+from zoo.models.parts import common, decoder, layer_windows
 
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 150144,
     "hidden_size": 2048,
     "intermediate_size": 6144,
@@ -24,12 +25,8 @@ DEFAULTS = {
     "num_attention_heads": 32,
     "num_key_value_heads": 4,
     "head_dim": 128,
-    "hidden_act": "silu",
     "max_position_embeddings": 262144,
     "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
     "sliding_window": 513,
     "layer_types": None,
     "decoder_sparse_step": 1,
@@ -41,16 +38,15 @@ DEFAULTS = {
     "norm_topk_prob": True,
 }
 SINKS = (
-    Row(parts.IN_ATTENTION + "softmax_offset", "attn/sinks", Same()),
-    Row(parts.IN_ATTENTION + "sinks", "attn/sinks", Same()),  # as in memory
+    Row(tables.IN_ATTENTION + "softmax_offset", "attn/sinks", Same()),
+    Row(tables.IN_ATTENTION + "sinks", "attn/sinks", Same()),  # as in memory
 )
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type flint."""
     keys = Keys(hf, DEFAULTS)
-    norm, act = Norm(float(keys["rms_norm_eps"]), wide=True), keys.activation()
-    rope, bias = read_rope(keys, head_dim(keys)), keys["attention_bias"]
+    norm, act = Norm(keys.number("rms_norm_eps"), wide=True), keys.activation()
     dense = MLP(keys.integer("intermediate_size"), act)
     moe = parts.experts(
         keys,
@@ -60,16 +56,12 @@ def from_hf(hf: Mapping) -> Config:
         fp32_weights=True,
         shared=MLP(keys.integer("shared_expert_intermediate_size"), act),
     )
+    windows, sparse = layer_windows(keys, _kinds(keys)), parts.stepped_layers(keys, (0, 1))
+    bias, fields = keys["attention_bias"], dict(qk_norm=norm, sinks=True)
     layers = tuple(
-        Layer(
-            attention(
-                keys, bias, rope=rope if window else None, window=window, qk_norm=norm, sinks=True
-            ),
-            moe if sparse else dense,
-            norm,
-        )
-        for window, sparse in zip(
-            layer_windows(keys, _kinds(keys)), parts.stepped_layers(keys, (0, 1)), strict=True
+        Layer(mixer, moe if routed else dense, norm)
+        for mixer, routed in zip(
+            parts.unturned(keys, windows, o_bias=bias, **fields), sparse, strict=True
         )
     )
     return decoder(keys, layers, norm)
@@ -81,12 +73,8 @@ def to_hf(cfg: Config) -> dict:
     moe, dense = parts.ffns(cfg)
     return {
         **common(cfg),
-        "num_attention_heads": a.heads,
-        "num_key_value_heads": a.kv_heads,
-        "head_dim": a.head_dim,
-        "attention_bias": a.qkv_bias,
-        **write_rope(a.rope),
-        **windows(cfg),
+        **parts.heads(a),
+        **parts.windows(cfg),
         "intermediate_size": dense.hidden,
         **parts.write_stepped_layers(cfg),
         **parts.write_experts(moe),
@@ -106,16 +94,14 @@ FAMILY = Family(
     model_type="flint",
     architecture="FlintForCausalLM",
     table=(
-        *parts.TOP,
-        *parts.NORMS,
-        *parts.ATTENTION,
-        *parts.QK_NORM,
+        *tables.LLAMA,
+        *tables.QK_NORM,
         *SINKS,
-        *parts.FFN,
-        *parts.EXPERTS,
-        *parts.shared_expert("shared_expert"),
+        *tables.EXPERTS,
+        *tables.shared_expert("shared_expert"),
     ),
     from_hf=from_hf,
     to_hf=to_hf,
-    presets={},
+    # the defaults of the config class, which names this checkpoint
+    presets={"flint": from_hf({"model_type": "flint"})},
 )

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from zoo.config import MLP, Activation, Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, activation_name
 from zoo.models.family import Family
-from zoo.models.parts import ATTENTION, FFN, NORMS, TOP, attention, common, decoder, dense, heads
+from zoo.models.parts import attention, common, decoder, dense, heads
+from zoo.models.tables import LLAMA
 
 DEFAULTS = {
     "vocab_size": 256000,
@@ -36,11 +37,11 @@ def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type gemma."""
     keys = Keys(hf, DEFAULTS)
     check_causal(keys)
-    norm = gemma_norm(keys["rms_norm_eps"])
+    norm = gemma_norm(keys.number("rms_norm_eps"))
     mixer = attention(keys, o_bias=keys["attention_bias"])
     layer = Layer(mixer, MLP(keys.integer("intermediate_size"), _activation(keys)), norm)
     layers = (layer,) * keys.integer("num_hidden_layers")
-    return decoder(keys, layers, norm, embed_scale=keys["hidden_size"] ** 0.5)
+    return decoder(keys, layers, norm, embed_scale=keys.integer("hidden_size") ** 0.5)
 
 
 def to_hf(cfg: Config) -> dict:
@@ -86,7 +87,7 @@ def _preset(layers, d, n, k, f) -> Config:
 FAMILY = Family(
     model_type="gemma",
     architecture="GemmaForCausalLM",
-    table=(*TOP, *NORMS, *ATTENTION, *FFN),
+    table=LLAMA,
     from_hf=from_hf,
     to_hf=to_hf,
     presets={

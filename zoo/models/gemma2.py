@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, activation_name
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
 from zoo.models.gemma import check_causal, gemma_norm
 from zoo.models.parts import attention, decoder, every, layer_windows
@@ -44,7 +44,8 @@ def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type gemma2."""
     keys = Keys(hf, DEFAULTS, UNUSED)
     check_causal(keys)
-    norm, softcap = gemma_norm(keys["rms_norm_eps"]), keys["attn_logit_softcapping"]
+    keys.agree("sliding_window_size", keys["sliding_window"], "other keys")
+    norm, softcap = gemma_norm(keys.number("rms_norm_eps")), keys["attn_logit_softcapping"]
     mixers = (
         mixer(keys, window, softcap=softcap) for window in layer_windows(keys, every(2, keys))
     )
@@ -53,7 +54,7 @@ def from_hf(hf: Mapping) -> Config:
 
 def mixer(keys: Keys, window: int | None, **fields) -> Attention:
     """Attention of Gemma 2 and 3."""
-    scale = keys["query_pre_attn_scalar"] ** -0.5
+    scale = keys.number("query_pre_attn_scalar") ** -0.5
     return attention(keys, keys["attention_bias"], window=window, scale=scale, **fields)
 
 
@@ -62,7 +63,8 @@ def sandwiched(keys: Keys, mixers: Iterable[Attention], norm: Norm) -> Config:
     ffn = MLP(keys.integer("intermediate_size"), keys.activation("hidden_activation"))
     return decoder(
         keys, tuple(Layer(mixer, ffn, norm, "sandwich") for mixer in mixers), norm,
-        embed_scale=keys["hidden_size"] ** 0.5, logit_softcap=keys["final_logit_softcapping"],
+        embed_scale=keys.integer("hidden_size") ** 0.5,
+        logit_softcap=keys["final_logit_softcapping"],
     )  # fmt: skip
 
 
@@ -98,7 +100,7 @@ def _preset(layers, d, n, k, h, f, scale) -> Config:
 FAMILY = Family(
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
-    table=(*parts.TOP, *parts.SANDWICH_NORMS, *parts.ATTENTION, *parts.FFN),
+    table=(*tables.TOP, *tables.SANDWICH_NORMS, *tables.ATTENTION, *tables.FFN),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={

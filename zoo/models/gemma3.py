@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, LinearScaling, Rope, stack_layers
 from zoo.hf.keys import Keys
-from zoo.models import gemma2, parts
+from zoo.models import gemma2, tables
 from zoo.models.family import Family, Wrapper
 from zoo.models.gemma import check_causal, gemma_norm
 from zoo.models.parts import every, layer_windows, read_ropes, write_ropes
@@ -35,10 +35,10 @@ def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type gemma3_text."""
     keys = Keys(hf, DEFAULTS, UNUSED)
     check_causal(keys)
-    norm, (full, local) = gemma_norm(keys["rms_norm_eps"]), read_ropes(keys, LOCAL_THETA)
+    norm, (full, local) = gemma_norm(keys.number("rms_norm_eps")), read_ropes(keys, LOCAL_THETA)
     mixers = (
         gemma2.mixer(keys, window, rope=full if window is None else local, qk_norm=norm)
-        for window in layer_windows(keys, every(keys["sliding_window_pattern"], keys))
+        for window in layer_windows(keys, every(keys.integer("sliding_window_pattern"), keys))
     )
     return gemma2.sandwiched(keys, mixers, norm)
 
@@ -63,11 +63,10 @@ def _preset(layers, d, n, k, f, window, h=256, qpas=256, large=True) -> Config:
 FAMILY = Family(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
-    table=(*parts.TOP, *parts.SANDWICH_NORMS, *parts.ATTENTION, *parts.QK_NORM, *parts.FFN),
+    table=(*tables.TOP, *tables.SANDWICH_NORMS, *tables.ATTENTION, *tables.QK_NORM, *tables.FFN),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
-        # gemma-3-270m from memory: its parameter count agrees
         "gemma-3-270m": _preset(18, 640, 4, 1, 2048, 512, large=False),
         "gemma-3-1b": _preset(26, 1152, 4, 1, 6912, 512, large=False),
         "gemma-3-4b": _preset(34, 2560, 8, 4, 10240, 1024),

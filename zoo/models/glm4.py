@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, read_rope
 from zoo.hf.table import Row, Same
-from zoo.models import parts
+from zoo.models import tables
 from zoo.models.family import Family
-from zoo.models.parts import IN_LAYER, attention, common, decoder, dense, head_dim, heads
+from zoo.models.parts import attention, common, decoder, dense, head_dim, heads
+from zoo.models.tables import IN_LAYER
 
 DEFAULTS = {
     "vocab_size": 151552,
@@ -42,7 +43,7 @@ NORMS = (
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type glm4."""
     keys = Keys(hf, DEFAULTS)
-    norm = Norm(float(keys["rms_norm_eps"]))
+    norm = Norm(keys.number("rms_norm_eps"))
     mixer = attention(keys, rope=read_rope(keys, head_dim(keys), interleaved=True, partial=True))
     ffn = MLP(keys.integer("intermediate_size"), keys.activation())
     layer = Layer(mixer, ffn, norm, "sandwich")
@@ -70,11 +71,10 @@ def _preset(layers, d, n, f, bias) -> Config:
 FAMILY = Family(
     model_type="glm4",
     architecture="Glm4ForCausalLM",
-    table=(*parts.TOP, *NORMS, *parts.ATTENTION, *parts.FUSED_GATE_UP, *parts.FFN),
+    table=(*tables.TOP, *NORMS, *tables.ATTENTION, *tables.FUSED_GATE_UP, *tables.FFN),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
-        # from memory: parameter counts agree, but would without the biases too
         "glm-4-9b-0414": _preset(40, 4096, 32, 13696, bias=True),
         "glm-4-32b-0414": _preset(61, 6144, 48, 23040, bias=False),
     },

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, read_rope
-from zoo.models import latent, parts
+from zoo.models import latent, parts, tables
 from zoo.models.family import INV_FREQ, Family
 from zoo.models.latent import mixture_keys
 from zoo.models.parts import attention, common, decoder, head_dim, heads
@@ -27,6 +27,7 @@ MOE_DEFAULTS = {
     "topk_method": "noaux_tc",
 }
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 151552,
     "hidden_size": 4096,
     "intermediate_size": 10944,
@@ -34,13 +35,9 @@ DEFAULTS = {
     "num_attention_heads": 96,
     "num_key_value_heads": 8,
     "head_dim": None,
-    "hidden_act": "silu",
     "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-5,
     "partial_rotary_factor": 0.5,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
     "use_qk_norm": False,
     "moe_intermediate_size": 1408,
     "n_routed_experts": 128,
@@ -56,32 +53,29 @@ ROUTER, ROUTED = latent.NOAUX, latent.ROUTED
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type glm4_moe."""
     keys = Keys(hf, DEFAULTS)
-    norm = Norm(float(keys["rms_norm_eps"]))
+    norm = Norm(keys.number("rms_norm_eps"))
     rope = read_rope(keys, head_dim(keys), partial=True)
     mixer = attention(keys, rope=rope, qk_norm=norm if keys["use_qk_norm"] else None)
     moe = mixture(keys, keys.alias("n_routed_experts", "num_local_experts"), "n_shared_experts")
     dense = (MLP(keys.integer("intermediate_size"), moe.act),)
-    first, count = keys.integer("first_k_dense_replace"), keys.integer("num_hidden_layers")
+    first, count = keys.integer("first_k_dense_replace", 0), keys.integer("num_hidden_layers")
     ffns = (dense * first + (moe,) * (count - first))[:count]
-    depths = keys.integer(keys.alias("num_nextn_predict_layers", "num_mtp_layers"))
+    depths = keys.count(keys.alias("num_nextn_predict_layers", "num_mtp_layers"))
     layers = tuple(Layer(mixer, ffn, norm) for ffn in ffns)
-    cfg = decoder(keys, layers, norm, mtp=(Layer(mixer, moe, norm),) * depths)
-    keys.close()
-    return cfg
+    return decoder(keys, layers, norm, mtp=(Layer(mixer, moe, norm),) * depths)
 
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type glm4_moe."""
     a = cfg.layers[0].mixer
-    moe = next(la.ffn for la in cfg.layers if isinstance(la.ffn, MoE))
-    dense = [la.ffn for la in cfg.layers if isinstance(la.ffn, MLP)]
+    moe, dense = parts.ffns(cfg)
     return {
         **common(cfg),
         **heads(a),
         "partial_rotary_factor": a.rope.dim / a.head_dim,
         "use_qk_norm": a.qk_norm is not None,
-        "intermediate_size": dense[0].hidden if dense else moe.hidden,
-        "first_k_dense_replace": len(dense),
+        "intermediate_size": dense.hidden,
+        **latent.dense_first(cfg),
         **mixture_keys(moe, "n_routed_experts", "n_shared_experts"),
         "num_nextn_predict_layers": len(cfg.mtp),
     }
@@ -102,14 +96,12 @@ def _preset(layers, d, dense, f, experts, hidden, scale, length, qk_norm=True) -
 
 
 _LARGE = 92, 5120, 3, 12288, 160, 1536, 2.5
-_TABLE = (
-    *parts.TOP, *parts.NORMS, *parts.ATTENTION, *parts.QK_NORM, *parts.FFN, *ROUTED,
-)  # fmt: skip
+_TABLE = (*tables.LLAMA, *tables.QK_NORM, *ROUTED)
 
 FAMILY = Family(
     model_type="glm4_moe",
     architecture="Glm4MoeForCausalLM",
-    table=(*_TABLE, *parts.predictors(_TABLE)),
+    table=(*_TABLE, *tables.predictors(_TABLE)),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
@@ -119,5 +111,5 @@ FAMILY = Family(
         "glm-4.7": _preset(*_LARGE, 202752),
     },
     extras=(INV_FREQ, r"model\.layers\.{layers}\..*"),
-    copies=parts.PREDICTOR_COPIES,
+    copies=tables.PREDICTOR_COPIES,
 )

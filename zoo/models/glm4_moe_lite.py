@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from zoo.config import MLA, MLP, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys
-from zoo.models import latent, parts
+from zoo.models import latent, parts, tables
 from zoo.models.family import Family
 
 DEFAULTS = {
@@ -52,7 +52,7 @@ def to_hf(cfg: Config) -> dict:
 
 def _flash() -> Config:
     norm = Norm(1e-5)
-    mixer = MLA(20, 768, 512, 192, 64, 256, Rope(64, 1e6, interleaved=True))  # from memory: theta
+    mixer = MLA(20, 768, 512, 192, 64, 256, Rope(64, 1e6, interleaved=True))
     moe = Layer(mixer, MoE(64, 4, 1536, scale=1.8, shared=MLP(1536), **latent.NOAUX), norm)
     stacks = stack_layers((Layer(mixer, MLP(10240), norm), *(moe,) * 46))
     length, family = 202752, "glm4_moe_lite"
@@ -67,5 +67,5 @@ FAMILY = Family(
     to_hf=to_hf,
     presets={"glm-4.7-flash": _flash()},
     extras=latent.PREDICTORS,
-    copies=parts.PREDICTOR_COPIES,
+    copies=tables.PREDICTOR_COPIES,
 )

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from zoo.config import MLA, MLP, Config, Indexer, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys
-from zoo.models import deepseek_v32, latent, parts
+from zoo.models import deepseek_v32, latent, parts, tables
 from zoo.models.family import Family
 
 DEFAULTS = {
@@ -35,21 +35,26 @@ DEFAULTS = {
     "index_topk_pattern": None,
     "index_topk_freq": 1,
     "index_skip_topk_offset": 2,
+    # In released files; the class takes them for granted.
+    "indexer_rope_interleave": True,
+    "moe_router_dtype": "float32",
 }
+UNUSED = latent.UNUSED | {"index_share_for_mtp_iteration"}  # of drafting several tokens
 _LETTERS = {"F": "full", "S": "shared"}
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type glm_moe_dsa."""
-    keys = Keys(hf, DEFAULTS, latent.UNUSED)
+    keys = Keys(hf, DEFAULTS, UNUSED)
     keys.integer("q_lora_rank")
-    sparse = parts.sparse_layers(keys, keys.integer("first_k_dense_replace"))
+    sparse = parts.sparse_layers(keys, keys.integer("first_k_dense_replace", 0))
     deepseek_v32.check_layer_types(keys)
     own = deepseek_v32.indexer(keys, interleaved=True)
     full = latent.attention(keys, latent.rotation(keys), indexer=own)
     shared = replace(full, indexer=None, follows=True)
     mixers = [full if kind == "full" else shared for kind in _indexer_types(keys)]
     moe = latent.mixture(keys, **latent.NOAUX, **latent.groups(keys))
+    keys.agree("num_experts", moe.experts, "other keys")
     return latent.model(keys, mixers, moe, sparse)
 
 
@@ -64,7 +69,7 @@ def to_hf(cfg: Config) -> dict:
 def _indexer_types(keys: Keys) -> list[str]:
     """Whether each layer has an indexer of its own ("full") or not ("shared")."""
     types, pattern = keys["indexer_types"], keys["index_topk_pattern"]
-    step, skip = keys.integer("index_topk_freq"), keys.integer("index_skip_topk_offset")
+    step, skip = keys.integer("index_topk_freq", 0), keys.integer("index_skip_topk_offset", 0)
     count = keys.integer("num_hidden_layers")
     if types is None and pattern is not None:
         types = [_LETTERS.get(kind, kind) for kind in pattern]
@@ -75,27 +80,34 @@ def _indexer_types(keys: Keys) -> list[str]:
         raise keys.error(
             "indexer_types", f"it needs full or shared for each of {count} layers, full first"
         )
-    return types
+    return list(types)
 
 
-def _preset() -> Config:
+def _preset(theta=1e6, length=202752, step=1) -> Config:
+    """A GLM-5, of which each `step`-th layer from the third on has an indexer of its own."""
     norm, own = Norm(1e-5), Indexer(32, 128, 2048, interleaved=True)
-    rope = Rope(64, 1e6, interleaved=True)  # from memory: theta
-    mixer = MLA(64, 2048, 512, 192, 64, 256, rope, indexer=own)
+    rope, family = Rope(64, theta, interleaved=True), "glm_moe_dsa"
+    full = MLA(64, 2048, 512, 192, 64, 256, rope, indexer=own)
+    mixers = {True: full, False: replace(full, indexer=None, follows=True)}
     moe = MoE(256, 8, 2048, scale=2.5, shared=MLP(2048), **latent.NOAUX)
-    dense, routed = Layer(mixer, MLP(12288), norm), Layer(mixer, moe, norm)
-    stacks = stack_layers((dense,) * 3 + (routed,) * 75)
-    length, family = 202752, "glm_moe_dsa"
-    return Config(154880, 6144, stacks, norm, max_length=length, family=family, mtp=(routed,))
+    stacks = stack_layers(
+        tuple(
+            Layer(mixers[i < 3 or (i - 2) % step == 0], moe if i >= 3 else MLP(12288), norm)
+            for i in range(78)
+        )
+    )
+    further = (Layer(full, moe, norm),)
+    return Config(154880, 6144, stacks, norm, max_length=length, family=family, mtp=further)
 
 
+_5 = _preset()
 FAMILY = Family(
     model_type="glm_moe_dsa",
     architecture="GlmMoeDsaForCausalLM",
     table=deepseek_v32.TABLE,
     from_hf=from_hf,
     to_hf=to_hf,
-    presets={"glm-5": _preset()},
+    presets={"glm-5": _5, "glm-5.1": _5, "glm-5.2": _preset(8e6, 1048576, step=4)},
     extras=latent.PREDICTORS,
-    copies=parts.PREDICTOR_COPIES,
+    copies=tables.PREDICTOR_COPIES,
 )

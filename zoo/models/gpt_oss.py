@@ -25,9 +25,10 @@ from zoo.config import (
 )
 from zoo.hf.keys import Keys
 from zoo.hf.table import Interleave, Linear, Row, Same
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
-from zoo.models.parts import IN_ATTENTION, IN_MLP, attention, common, decoder, heads
+from zoo.models.parts import attention, common, decoder, heads
+from zoo.models.tables import IN_ATTENTION, IN_MLP
 
 DEFAULTS = {
     "vocab_size": 201088,
@@ -75,12 +76,12 @@ EXPERTS = (
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type gpt_oss."""
     keys = Keys(hf, DEFAULTS, UNUSED)
-    norm = Norm(float(keys["rms_norm_eps"]), wide=True)
+    norm = Norm(keys.number("rms_norm_eps"), wide=True)
     moe = MoE(
         experts=keys.integer(keys.alias("num_local_experts", "num_experts")),
         top_k=keys.integer("num_experts_per_tok"),
         hidden=keys.integer("intermediate_size"),
-        act=ClampedSwiGLU(float(keys["swiglu_alpha"]), float(keys["swiglu_limit"])),
+        act=ClampedSwiGLU(keys.number("swiglu_alpha"), keys.number("swiglu_limit")),
         router_bias=True,
         bias=True,
     )
@@ -132,9 +133,9 @@ FAMILY = Family(
     model_type="gpt_oss",
     architecture="GptOssForCausalLM",
     table=(
-        *parts.TOP,
-        *parts.NORMS,
-        *parts.ATTENTION,
+        *tables.TOP,
+        *tables.NORMS,
+        *tables.ATTENTION,
         Row(IN_ATTENTION + "sinks", "attn/sinks", Same()),
         *EXPERTS,
     ),

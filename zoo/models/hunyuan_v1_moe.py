@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, activation_name
 from zoo.hf.table import Linear, Row
-from zoo.models import hunyuan_v1_dense, parts
+from zoo.models import hunyuan_v1_dense, parts, tables
 from zoo.models.family import Family
 
 DEFAULTS = {
@@ -23,30 +23,44 @@ DEFAULTS = {
     # Released files have these too; the class takes them for granted.
     "moe_layer_num_skipped": 0,
     "norm_topk_prob": True,
+    "num_shared_expert": 1,
     "num_shared_experts": 1,
     "use_mixed_mlp_moe": True,
+    # Of relatives with latent attention, or other rotations.
+    "kv_lora_rank": None,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": None,
+    "qk_rope_head_dim": None,
+    "use_mla": False,
+    "v_head_dim": None,
+    "xdrope_section": None,
 }
 UNUSED = hunyuan_v1_dense.UNUSED | {
     "capacity_factor", "group_limited_greedy", "moe_drop_tokens",
     "moe_random_routing_dropped_token",
     "n_group", "routed_scaling_factor", "topk_group",
+    # Of vision, which no released file has.
+    "anyres_pooling_size", "anyres_vit_max_image_size", "anyres_vit_two_views",
+    "vit_add_patchemb_bias", "vit_input_resolution", "vit_mapping_type", "vit_norm_type",
+    "vit_patch", "vit_path", "vit_remove_prenorm", "vit_token", "vit_type", "vit_used_rms_norm",
 }  # fmt: skip
 ROUTED = (
-    Row(parts.IN_MLP + "gate.wg.weight", "moe/router/w", Linear()),
-    *(row for row in parts.EXPERTS if row.paths != ("moe/router/w",)),
-    *parts.shared_expert("shared_mlp"),
+    Row(tables.IN_MLP + "gate.wg.weight", "moe/router/w", Linear()),
+    *(row for row in tables.EXPERTS if row.paths != ("moe/router/w",)),
+    *tables.shared_expert("shared_mlp"),
 )
 
 
 def from_hf(hf: Mapping) -> Config:
-    """Reads a config of model_type hunyuan_v1_moe."""
-    keys = Keys(hf, DEFAULTS, UNUSED)
-    norm, act, hidden = Norm(float(keys["rms_norm_eps"])), keys.activation(), _hidden(keys)
+    """Reads a config of model_type hunyuan_v1_moe (or hunyuan, which has the same keys)."""
+    keys = Keys({**hf, "model_type": "hunyuan_v1_moe"}, DEFAULTS, UNUSED)
+    norm, act, hidden = Norm(keys.number("rms_norm_eps")), keys.activation(), _hidden(keys)
     mixer = parts.attention(
         keys, keys["attention_bias"], rope=hunyuan_v1_dense.stretched_rope(keys),
         qk_norm=norm, norm_after_rope=True,
     )  # fmt: skip
-    for name in ("num_shared_experts", "moe_layer_num_skipped"):
+    beside = keys.alias("num_shared_experts", "num_shared_expert")
+    for name in (beside, "moe_layer_num_skipped"):
         if any(count != DEFAULTS[name] for count in _each(keys, name)):
             raise keys.error(name, f"only {DEFAULTS[name]} is implemented, as in transformers")
     experts = _each(keys, keys.alias("num_experts", "num_local_experts"))
@@ -89,7 +103,7 @@ def _each(keys: Keys, name: str) -> list[int]:
     """A count that is given once, or once for each layer."""
     layers, value = keys.integer("num_hidden_layers"), keys[name]
     if not isinstance(value, list):
-        return [keys.integer(name)] * layers
+        return [keys.integer(name, 0)] * layers
     if len(value) != layers or not all(isinstance(count, int) for count in value):
         raise keys.error(name, f"it must be a whole number, or one for each of {layers} layers")
     return value
@@ -100,20 +114,21 @@ def _preset() -> Config:
     mixer = Attention(32, 8, 128, rope, qk_norm=norm, norm_after_rope=True)
     moe = MoE(64, 8, 3072, fp32_router=True, fp32_weights=True, shared=MLP(3072))
     stacks = stack_layers((Layer(mixer, moe, norm),) * 32)
-    return Config(128167, 4096, stacks, norm, True, 262144, "hunyuan_v1_moe")
+    return Config(128167, 4096, stacks, norm, True, 32768, "hunyuan_v1_moe")
 
 
 FAMILY = Family(
     model_type="hunyuan_v1_moe",
     architecture="HunYuanMoEV1ForCausalLM",
     table=(
-        *parts.TOP,
-        *parts.NORMS,
-        *parts.ATTENTION,
+        *tables.TOP,
+        *tables.NORMS,
+        *tables.ATTENTION,
         *hunyuan_v1_dense.QK_NORM,
         *ROUTED,
     ),
     from_hf=from_hf,
     to_hf=to_hf,
-    presets={"hunyuan-a13b": _preset()},  # from memory: its parameter counts agree
+    presets={"hunyuan-a13b": _preset()},
+    aliases=("hunyuan",),  # as files say that come with the authors' code
 )

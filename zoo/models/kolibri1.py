@@ -2,8 +2,7 @@
 
 Differs from Qwen3-MoE: norms stand on both sides of the parts; the router, in float32, ranks
 experts by their logits and a bias, and weighs them by sigmoids; every layer has a shared expert;
-layers with a window rotate, every fifth sees all and has no positions. No presets: nothing
-published to check one against is known here.
+layers with a window rotate, every fifth sees all and has no positions.
 """
 
 from __future__ import annotations
@@ -11,24 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Config, Layer, Norm
-from zoo.hf.keys import Keys, read_rope
+from zoo.hf.keys import Keys
 from zoo.hf.table import Row, Same
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
-from zoo.models.parts import IN_LAYER
+from zoo.models.tables import IN_LAYER
 
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 128000,
     "hidden_size": 2560,
     "num_hidden_layers": 50,
     "num_attention_heads": 48,
     "num_key_value_heads": 4,
     "head_dim": 128,
-    "hidden_act": "silu",
     "max_position_embeddings": 262144,
     "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "attention_dropout": 0.0,
     "sliding_window": 513,
     "layer_types": None,
     "moe_intermediate_size": 512,
@@ -36,11 +33,14 @@ DEFAULTS = {
     "num_experts_per_tok": 6,
     "num_experts": 384,
     "norm_topk_prob": False,
+    # In released files; the class takes them for granted.
+    "head_dtype": "float32",
+    "use_sliding_window": True,
 }
 # `mlp` is what transformers 5 calls the router in memory, and so the other norms.
 BIAS = (
     Row(IN_LAYER + "moe.router.expert_bias", "moe/bias/b", Same()),
-    Row(parts.IN_MLP + "gate.e_score_correction_bias", "moe/bias/b", Same()),
+    Row(tables.IN_MLP + "gate.e_score_correction_bias", "moe/bias/b", Same()),
 )
 POST_NORMS = tuple(
     Row(f"{IN_LAYER}{name}.weight", f"{ours}_post_norm/scale", Same())
@@ -55,7 +55,7 @@ POST_NORMS = tuple(
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type kolibri1."""
     keys = Keys(hf, DEFAULTS)
-    norm, rope = Norm(float(keys["rms_norm_eps"])), read_rope(keys, parts.head_dim(keys))
+    norm = Norm(keys.number("rms_norm_eps"))
     shared = MLP(keys.integer("shared_expert_intermediate_size"), keys.activation())
     moe = parts.experts(
         keys,
@@ -67,17 +67,9 @@ def from_hf(hf: Mapping) -> Config:
         fp32_weights=True,
         shared=shared,
     )
-    everywhere = keys["sliding_window"] is None
-    layers = tuple(
-        Layer(
-            parts.attention(
-                keys, qkv_bias=False, qk_norm=norm, window=window,
-                rope=rope if window or everywhere else None,
-            ),
-            moe, norm, "sandwich",
-        )
-        for window in parts.layer_windows(keys, parts.every(5, keys))
-    )  # fmt: skip
+    windows = parts.layer_windows(keys, parts.every(5, keys))
+    mixers = parts.unturned(keys, windows, qkv_bias=False, qk_norm=norm)
+    layers = tuple(Layer(mixer, moe, norm, "sandwich") for mixer in mixers)
     return parts.decoder(keys, layers, norm)
 
 
@@ -99,16 +91,17 @@ FAMILY = Family(
     model_type="kolibri1",
     architecture="Kolibri1ForCausalLM",
     table=(
-        *parts.TOP,
-        *parts.NORMS,
+        *tables.TOP,
+        *tables.NORMS,
         *POST_NORMS,
-        *parts.ATTENTION,
-        *parts.QK_NORM,
-        *parts.EXPERTS,
+        *tables.ATTENTION,
+        *tables.QK_NORM,
+        *tables.EXPERTS,
         *BIAS,
-        *parts.shared_expert("shared_experts"),
+        *tables.shared_expert("shared_experts"),
     ),
     from_hf=from_hf,
     to_hf=to_hf,
-    presets={},
+    # the defaults of the config class, which names this checkpoint
+    presets={"kolibri-1": from_hf({"model_type": "kolibri1"})},
 )

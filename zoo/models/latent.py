@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from zoo.config import MLA, MLP, Config, Layer, MoE, Norm, Rope
 from zoo.hf.keys import Keys, activation_name, read_rope, write_rope, yarn_softmax_factor
 from zoo.hf.table import Flat, Linear, Row, Same, Split
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import INV_FREQ
-from zoo.models.parts import IN_ATTENTION, IN_MLP, common
+from zoo.models.parts import common
+from zoo.models.tables import IN_ATTENTION, IN_MLP
 
 DEFAULTS = {
-    "hidden_act": "silu",
+    **parts.DEFAULTS,
     "kv_lora_rank": 512,
     "qk_rope_head_dim": 64,
     "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
     "rope_interleave": True,
 }
 """What the config classes of all these families agree on."""
@@ -61,9 +59,9 @@ LATENT = (
     Row(IN_ATTENTION + "o_proj.bias", "attn/o/b", Same()),
 )
 BIAS = Row(IN_MLP + "gate.e_score_correction_bias", "moe/bias/b", Same())
-ROUTED = (*parts.EXPERTS, BIAS, *parts.shared_expert("shared_experts"))
-TABLE = (*parts.TOP, *parts.NORMS, *LATENT, *parts.FFN, *ROUTED)
-PREDICTING = (*TABLE, *parts.predictors(TABLE))
+ROUTED = (*tables.EXPERTS, BIAS, *tables.shared_expert("shared_experts"))
+TABLE = (*tables.TOP, *tables.NORMS, *LATENT, *tables.FFN, *ROUTED)
+PREDICTING = (*TABLE, *tables.predictors(TABLE))
 PREDICTORS = (INV_FREQ, r"model\.layers\.{layers}\..*")
 """Patterns of tensors to carry along: layers of multi-token prediction that are not read."""
 
@@ -102,20 +100,25 @@ def softmax_scale(rope: Rope | None, nope_dim: int) -> float | None:
 
 
 def mixture(
-    keys: Keys, experts: str | None = None, shared: str = "n_shared_experts", **fields
+    keys: Keys,
+    experts: str | None = None,
+    shared: str = "n_shared_experts",
+    chosen: str = "num_experts_per_tok",
+    **fields,
 ) -> MoE:
     """Experts in groups, beside shared ones that are one MLP of their width.
 
-    `experts` and `shared` are the family's keys for their numbers, `fields` those of the router.
+    `experts`, `shared` and `chosen` are the family's keys for their numbers, `fields` those of the
+    router.
     """
-    act, bias = keys.activation(), bool(keys.get("mlp_bias"))
+    act, bias = keys.activation(), keys.knows("mlp_bias") and bool(keys["mlp_bias"])
     hidden, beside = keys.integer("moe_intermediate_size"), keys.integer(shared)
     return MoE(
         experts=keys.integer(experts or keys.alias("n_routed_experts", "num_local_experts")),
-        top_k=keys.integer("num_experts_per_tok"),
+        top_k=keys.integer(chosen),
         hidden=hidden,
         act=act,
-        scale=float(keys["routed_scaling_factor"]),
+        scale=keys.number("routed_scaling_factor"),
         shared=MLP(hidden * beside, act, bias),
         **fields,
     )
@@ -152,20 +155,20 @@ def model(keys: Keys, mixers: Sequence[MLA], moe: MoE, sparse: Sequence[bool], *
 
     `fields` are those of sparse layers; one more of these predicts further tokens, if any does.
     """
-    norm = Norm(float(keys["rms_norm_eps"]))
+    norm = Norm(keys.number("rms_norm_eps"))
     dense = MLP(keys.integer("intermediate_size"), keys.activation(), moe.shared.bias)
     layers = tuple(
         Layer(mixer, moe, norm, **fields) if routed else Layer(mixer, dense, norm)
         for mixer, routed in zip(mixers, sparse, strict=True)
     )
-    depths = keys.get(keys.alias("num_nextn_predict_layers", "num_mtp_layers")) or 0
+    depths = keys.count(keys.alias("num_nextn_predict_layers", "num_mtp_layers"))
     further = (Layer(mixers[0], moe, norm, **fields),) * depths
     return parts.decoder(keys, layers, norm, mtp=further)
 
 
 def first_dense(keys: Keys) -> list[bool]:
     """Which layers are sparse where the first `first_k_dense_replace` are dense."""
-    first = keys.integer("first_k_dense_replace")
+    first = keys.integer("first_k_dense_replace", 0)
     return [i >= first for i in range(keys.integer("num_hidden_layers"))]
 
 
@@ -184,14 +187,19 @@ def attention_keys(a: MLA) -> dict:
 
 
 def keys_of(cfg: Config) -> dict:
-    """The config keys of attention, dense layers and mixtures."""
-    moe = next(la.ffn for la in cfg.layers if isinstance(la.ffn, MoE))
-    dense = [la.ffn for la in cfg.layers if isinstance(la.ffn, MLP)]
+    """The config keys of attention, dense layers and, if there are any, mixtures.
+
+    Without them the defaults of the family's class speak of experts that no layer has.
+    """
+    found = [layer.ffn for layer in (*cfg.layers, *cfg.mtp)]
+    moe = next((ffn for ffn in found if isinstance(ffn, MoE)), None)
+    dense = next((ffn for ffn in found if isinstance(ffn, MLP)), moe)
+    act = {"hidden_act": activation_name(dense.act)}
     return {
         **common(cfg),
         **attention_keys(cfg.layers[0].mixer),
-        **mixture_keys(moe),
-        "intermediate_size": dense[0].hidden if dense else moe.hidden,
+        **(act if moe is None else mixture_keys(moe)),
+        "intermediate_size": dense.hidden,
     }
 
 

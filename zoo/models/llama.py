@@ -11,10 +11,13 @@ from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Llama3Scaling, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, activation_name
+from zoo.models import parts
 from zoo.models.family import Family
-from zoo.models.parts import ATTENTION, FFN, NORMS, TOP, attention, common, heads, uniform
+from zoo.models.parts import attention, common, heads, uniform
+from zoo.models.tables import LLAMA
 
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 32000,
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -22,12 +25,8 @@ DEFAULTS = {
     "num_attention_heads": 32,
     "num_key_value_heads": None,
     "head_dim": None,
-    "hidden_act": "silu",
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
     "mlp_bias": False,
 }
 RELEASED = {"rope_interleaved": False, "is_llama_config": True}
@@ -37,7 +36,7 @@ RELEASED = {"rope_interleaved": False, "is_llama_config": True}
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type llama."""
     keys = Keys(hf, DEFAULTS | RELEASED)
-    norm = Norm(float(keys["rms_norm_eps"]))
+    norm = Norm(keys.number("rms_norm_eps"))
     mixer = attention(keys, o_bias=keys["attention_bias"])
     ffn = MLP(keys.integer("intermediate_size"), keys.activation(), keys["mlp_bias"])
     return uniform(keys, mixer, ffn, norm)
@@ -71,7 +70,7 @@ _31_70B = _preset(80, 8192, 64, 8, 28672, 128256, 5e5, 131072, _8X)
 FAMILY = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
-    table=(*TOP, *NORMS, *ATTENTION, *FFN),
+    table=LLAMA,
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
@@ -92,9 +91,9 @@ FAMILY = Family(
         "yi-6b": _preset(32, 4096, 32, 4, 11008, 64000, 5e6, 4096),
         "yi-9b": _preset(48, 4096, 32, 4, 11008, 64000, 5e6, 4096),
         "yi-34b": _preset(60, 7168, 56, 8, 20480, 64000, 5e6, 4096),
-        # from memory: theta of 1.7B, eps of Yi 1.5; parameter counts agree
         "smollm2-360m": _preset(32, 960, 15, 5, 2560, 49152, 1e5, 8192, tied=True, h=64),
         "smollm2-1.7b": _preset(24, 2048, 32, 32, 8192, 49152, 1.3e5, 8192, tied=True, h=64),
+        # from memory: eps of Yi 1.5
         "yi-1.5-6b": _preset(32, 4096, 32, 4, 11008, 64000, 5e6, 4096, eps=1e-6),
         "yi-1.5-9b": _preset(48, 4096, 32, 4, 11008, 64000, 5e6, 4096, eps=1e-6),
         "yi-1.5-34b": _preset(60, 7168, 56, 8, 20480, 64000, 5e6, 4096, eps=1e-6),

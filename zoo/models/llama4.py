@@ -13,7 +13,6 @@ Released files are the whole with vision (`llama4`); its text part alone is `lla
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from zoo.config import (
     MLP,
@@ -27,13 +26,15 @@ from zoo.config import (
     Temperature,
     stack_layers,
 )
-from zoo.hf.keys import Keys, activation_name, read_rope, write_rope
+from zoo.hf.keys import Keys, activation_name, read_rope
 from zoo.hf.table import Linear, Row, Same, Split
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family, Wrapper
-from zoo.models.parts import IN_LAYER, common, decoder
+from zoo.models.parts import common, decoder
+from zoo.models.tables import IN_LAYER
 
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 202048,
     "hidden_size": 5120,
     "intermediate_size": 8192,
@@ -42,12 +43,8 @@ DEFAULTS = {
     "num_attention_heads": 40,
     "num_key_value_heads": 8,
     "head_dim": 128,
-    "hidden_act": "silu",
     "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
     "num_experts_per_tok": 1,
     "num_local_experts": 16,
     "moe_layers": None,
@@ -65,31 +62,35 @@ DEFAULTS = {
 # How the models were trained and are served.
 UNUSED = frozenset({"cache_implementation", "for_llm_compressor", "router_jitter_noise"})
 KINDS = ("chunked_attention", "full_attention")
+ROUTER = dict(score="sigmoid", renormalize=False, weigh_input=True)  # as fields of `MoE`
+SIZES = "num_local_experts", "intermediate_size"
 
 IN_FFN = IN_LAYER + "feed_forward."
 FFN = (
-    *parts.gated_mlp(IN_FFN, "mlp"),
+    *tables.gated_mlp(IN_FFN, "mlp"),
     Row(IN_FFN + "router.weight", "moe/router/w", Linear()),
     Row(IN_FFN + "experts.gate_up_proj", ("moe/gate/w", "moe/up/w"), Split(-1, Same())),
     Row(IN_FFN + "experts.down_proj", "moe/down/w", Same()),
-    *parts.shared_expert("shared_expert", IN_FFN),
+    *tables.shared_expert("shared_expert", IN_FFN),
 )
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type llama4_text."""
     keys = Keys(hf, DEFAULTS, UNUSED)
-    norm, count = Norm(float(keys["rms_norm_eps"])), keys.integer("num_hidden_layers")
+    norm, count = Norm(keys.number("rms_norm_eps")), keys.integer("num_hidden_layers")
     every, step = (keys.integer(k) for k in ("no_rope_layer_interval", "interleave_moe_layer_step"))
+    keys.agree("nope_layer_interval", every, "other keys")
     turned = keys["no_rope_layers"] or [int((i + 1) % every != 0) for i in range(count)]
     if len(turned) < count:
         raise keys.error("no_rope_layers", f"it must have an entry for each of {count} layers")
-    kinds = keys["layer_types"] or [KINDS[0] if on else KINDS[1] for on in turned[:count]]
-    if len(kinds) != count or not set(kinds) <= set(KINDS):
-        raise keys.error("layer_types", f"it must name {count} layers, each one of {KINDS}")
+    default = [KINDS[0] if on else KINDS[1] for on in turned[:count]]
+    kinds = parts.kinds(keys, "layer_types", KINDS, default)
     sparse = keys["moe_layers"]
     sparse = range(step - 1, count, step) if sparse is None else sparse
-    dense, moe = _ffns(keys)
+    shared = MLP(keys.integer("intermediate_size"), keys.activation())
+    moe = parts.experts(keys, *SIZES, other=None, shared=shared, **ROUTER)
+    dense = MLP(keys.integer("intermediate_size_mlp"), keys.activation())
     layers = tuple(
         Layer(_attention(keys, bool(on), kind == KINDS[0]), moe if i in sparse else dense, norm)
         for i, (on, kind) in enumerate(zip(turned, kinds, strict=False))
@@ -98,70 +99,40 @@ def from_hf(hf: Mapping) -> Config:
 
 
 def to_hf(cfg: Config) -> dict:
-    """The config keys of model_type llama4_text."""
+    """The config keys of model_type llama4_text; sizes of what no layer has are left out."""
     mixers, ffns = [la.mixer for la in cfg.layers], [la.ffn for la in cfg.layers]
-    moe = next((f for f in ffns if isinstance(f, MoE)), None)
-    dense = next((f for f in ffns if isinstance(f, MLP)), None)
     turned = next(a for a in mixers if a.rope is not None)
-    still = next((a.temperature for a in mixers if a.temperature is not None), None)
-    still = still or Temperature(DEFAULTS["attn_scale"], DEFAULTS["floor_scale"])
-    return {
+    keys = {
         **common(cfg),
-        "num_attention_heads": turned.heads,
-        "num_key_value_heads": turned.kv_heads,
-        "head_dim": turned.head_dim,
-        "attention_bias": turned.qkv_bias,
-        **write_rope(turned.rope),
+        **parts.heads(turned),
         "use_qk_norm": turned.qk_norm is not None,
         "no_rope_layers": [int(a.rope is not None) for a in mixers],
         "layer_types": [KINDS[a.chunk is None] for a in mixers],
         "attention_chunk_size": next((a.chunk for a in mixers if a.chunk is not None), 8192),
         "attn_temperature_tuning": any(a.temperature is not None for a in mixers),
-        "attn_scale": still.beta,
-        "floor_scale": int(still.length),
         "hidden_act": activation_name(ffns[0].act),
-        "intermediate_size": DEFAULTS["intermediate_size"] if moe is None else moe.hidden,
-        "intermediate_size_mlp": moe.hidden if dense is None else dense.hidden,
         "moe_layers": [i for i, f in enumerate(ffns) if isinstance(f, MoE)],
         "interleave_moe_layer_step": 1,
-        "num_local_experts": DEFAULTS["num_local_experts"] if moe is None else moe.experts,
-        "num_experts_per_tok": DEFAULTS["num_experts_per_tok"] if moe is None else moe.top_k,
     }
+    for warmth in (a.temperature for a in mixers if a.temperature is not None):
+        keys |= {"attn_scale": warmth.beta, "floor_scale": int(warmth.length)}
+    for ffn in ffns:
+        dense = {"intermediate_size_mlp": ffn.hidden}
+        keys |= parts.write_experts(ffn, *SIZES) if isinstance(ffn, MoE) else dense
+    return keys
 
 
 def _attention(keys: Keys, turned: bool, chunked: bool) -> Attention:
-    mixer = parts.attention(
-        keys,
-        o_bias=keys["attention_bias"],
-        chunk=keys.integer("attention_chunk_size") if chunked else None,
-    )
-    normed, warmed = keys["use_qk_norm"], keys["attn_temperature_tuning"]
-    length, beta = keys.integer("floor_scale"), float(keys["attn_scale"])
-    if not turned:
-        return replace(
-            mixer, rope=None, temperature=Temperature(beta, length, 1) if warmed else None
-        )
-    return replace(
-        mixer,
-        rope=read_rope(keys, mixer.head_dim, interleaved=True, wide=True),
-        qk_norm=Norm(float(keys["rms_norm_eps"]), scaled=False) if normed else None,
-        norm_after_rope=bool(normed),
-    )
-
-
-def _ffns(keys: Keys) -> tuple[MLP, MoE]:
-    act, hidden = keys.activation(), keys.integer("intermediate_size")
-    moe = parts.experts(
-        keys,
-        "num_local_experts",
-        "intermediate_size",
-        None,
-        score="sigmoid",
-        renormalize=False,
-        weigh_input=True,
-        shared=MLP(hidden, act),
-    )
-    return MLP(keys.integer("intermediate_size_mlp"), act), moe
+    rope = read_rope(keys, parts.head_dim(keys), interleaved=True, wide=True)
+    warmth = Temperature(keys.number("attn_scale"), keys.integer("floor_scale"), 1)
+    normed, warmed = bool(keys["use_qk_norm"]), keys["attn_temperature_tuning"]
+    norm = Norm(keys.number("rms_norm_eps"), scaled=False) if normed else None
+    if turned:
+        fields = dict(rope=rope, qk_norm=norm, norm_after_rope=normed)
+    else:
+        fields = dict(rope=None, temperature=warmth if warmed else None)
+    chunk = keys.integer("attention_chunk_size") if chunked else None
+    return parts.attention(keys, keys["attention_bias"], chunk=chunk, **fields)
 
 
 def _preset(experts: int, step: int, scaling: Llama3Scaling | None, normed: bool, length: int):
@@ -171,9 +142,7 @@ def _preset(experts: int, step: int, scaling: Llama3Scaling | None, normed: bool
         qk_norm=Norm(1e-5, scaled=False) if normed else None, norm_after_rope=normed,
     )  # fmt: skip
     still = Attention(40, 8, 128, None, temperature=Temperature(0.1, 8192, 1))
-    moe = MoE(
-        experts, 1, 8192, score="sigmoid", renormalize=False, weigh_input=True, shared=MLP(8192)
-    )
+    moe = MoE(experts, 1, 8192, shared=MLP(8192), **ROUTER)
     pattern = tuple(
         Layer(still if (i + 1) % 4 == 0 else turned, MLP(16384) if (i + 1) % step else moe, norm)
         for i in range(4)
@@ -185,7 +154,7 @@ def _preset(experts: int, step: int, scaling: Llama3Scaling | None, normed: bool
 FAMILY = Family(
     model_type="llama4_text",
     architecture="Llama4ForCausalLM",
-    table=(*parts.TOP, *parts.NORMS, *parts.ATTENTION, *FFN),
+    table=(*tables.TOP, *tables.NORMS, *tables.ATTENTION, *FFN),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={

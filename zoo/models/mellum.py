@@ -9,23 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zoo.config import (
-    MLP,
-    Attention,
-    Config,
-    Layer,
-    MoE,
-    Norm,
-    Rope,
-    YarnScaling,
-    stack_layers,
-)
-from zoo.hf.keys import Keys, activation_name, read_rope, write_rope
-from zoo.models import parts
+from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, YarnScaling, stack_layers
+from zoo.hf.keys import Keys
+from zoo.models import parts, tables
 from zoo.models.family import INV_FREQ, Family
-from zoo.models.parts import attention, common, decoder, head_dim, layer_windows, windows
+from zoo.models.parts import FULL, LOCAL, attention, common, decoder, layer_windows, windows
 
+ROPES = parts.default_ropes(500_000.0, 10_000.0)
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 98304,
     "hidden_size": 2304,
     "intermediate_size": 7168,
@@ -33,16 +25,9 @@ DEFAULTS = {
     "num_attention_heads": 32,
     "num_key_value_heads": 4,
     "head_dim": 128,
-    "hidden_act": "silu",
     "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-6,
-    "rope_parameters": {
-        "full_attention": {"rope_type": "default", "rope_theta": 500_000.0},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
-    },
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
+    "rope_parameters": ROPES,
     "sliding_window": 1024,
     "layer_types": None,
     "mlp_layer_types": None,
@@ -58,69 +43,53 @@ DEFAULTS = {
     "use_sliding_window": True,
     "max_window_layers": 0,
 }
-KINDS = {True: "full_attention", False: "sliding_attention"}
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type mellum."""
     keys = Keys(hf, DEFAULTS)
-    norm, act, bias = Norm(float(keys["rms_norm_eps"])), keys.activation(), keys["attention_bias"]
+    norm, act, bias = Norm(keys.number("rms_norm_eps")), keys.activation(), keys["attention_bias"]
     dense = MLP(keys.integer("intermediate_size"), act)
-    moe = MoE(
-        experts=keys.integer(keys.alias("num_experts", "num_local_experts")),
-        top_k=keys.integer("num_experts_per_tok"),
-        hidden=keys.integer("moe_intermediate_size"),
-        act=act,
-        renormalize=bool(keys["norm_topk_prob"]),
-    )
+    moe = parts.experts(keys, renormalize=bool(keys["norm_topk_prob"]))
+    ropes = parts.ropes_by_kind(keys, partial=False)
 
     def layer(window: int | None, sparse: bool) -> Layer:
-        rope = read_rope(keys, head_dim(keys), layer_type=KINDS[window is None])
+        rope = ropes[LOCAL if window else FULL]
         mixer = attention(keys, bias, rope=rope, qk_norm=norm, window=window)
         return Layer(mixer, moe if sparse else dense, norm)
 
-    found = layer_windows(keys, ["full_attention"] * keys.integer("num_hidden_layers"))
+    found = layer_windows(keys, [FULL] * keys.integer("num_hidden_layers"))
     sparse = parts.sparse_layers(keys, dense=0)
     layers = tuple(layer(*each) for each in zip(found, sparse, strict=True))
     depths = keys.alias("num_nextn_predict_layers", "num_mtp_layers")
     mtp = parts.one_predictor(keys, depths, lambda: layer(*_predictor(keys)))
-    cfg = decoder(keys, layers, norm, mtp=mtp)
-    keys.close()
-    return cfg
+    return decoder(keys, layers, norm, mtp=mtp)
 
 
 def _predictor(keys: Keys) -> tuple[int | None, bool]:
     """Window of the layer that predicts further, and whether it is a mixture."""
-    kinds, window = keys["mtp_layer_types"] or [KINDS[False]], keys["sliding_window"]
-    if kinds not in ([KINDS[True]], [KINDS[False]]) or (kinds == [KINDS[False]] and not window):
-        raise keys.error(
-            "mtp_layer_types", f"it must be one of {', '.join(KINDS.values())}, with sliding_window"
-        )
+    kinds, window = keys["mtp_layer_types"] or [LOCAL], keys["sliding_window"]
+    if kinds not in ([FULL], [LOCAL]) or (kinds == [LOCAL] and not window):
+        fix = f"it must be one of {FULL}, {LOCAL}, with sliding_window"
+        raise keys.error("mtp_layer_types", fix)
     ffns = keys["mtp_mlp_layer_types"] or ["sparse"]
     if ffns not in (["sparse"], ["dense"]):
         raise keys.error("mtp_mlp_layer_types", "it must be one of sparse, dense")
-    return window if kinds == [KINDS[False]] else None, ffns == ["sparse"]
+    return window if kinds == [LOCAL] else None, ffns == ["sparse"]
 
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type mellum."""
     a = cfg.layers[0].mixer
-    moe = next(la.ffn for la in cfg.layers if isinstance(la.ffn, MoE))
-    dense = [la.ffn for la in cfg.layers if isinstance(la.ffn, MLP)]
+    moe, dense = parts.ffns(cfg)
     return {
         **common(cfg),
-        "num_attention_heads": a.heads,
-        "num_key_value_heads": a.kv_heads,
-        "head_dim": a.head_dim,
-        "attention_bias": a.qkv_bias,
-        "rope_parameters": _rope_parameters(cfg),
+        **parts.head_sizes(a),
+        **parts.write_ropes_by_kind(cfg, ROPES),
         **windows(cfg),
-        "intermediate_size": dense[0].hidden if dense else moe.hidden,
-        "hidden_act": activation_name(moe.act),
+        "intermediate_size": dense.hidden,
         **parts.ffn_types(cfg),
-        "num_experts": moe.experts,
-        "num_experts_per_tok": moe.top_k,
-        "moe_intermediate_size": moe.hidden,
+        **parts.write_experts(moe),
         "norm_topk_prob": moe.renormalize,
         "num_nextn_predict_layers": len(cfg.mtp),
         **(_predictor_keys(cfg.mtp[0]) if cfg.mtp else {}),
@@ -130,19 +99,9 @@ def to_hf(cfg: Config) -> dict:
 def _predictor_keys(layer: Layer) -> dict:
     """The config keys of `_predictor`."""
     return {
-        "mtp_layer_types": [KINDS[layer.mixer.window is None]],
+        "mtp_layer_types": [LOCAL if layer.mixer.window else FULL],
         "mtp_mlp_layer_types": ["dense" if isinstance(layer.ffn, MLP) else "sparse"],
     }
-
-
-def _rope_parameters(cfg: Config) -> dict:
-    """A rotation per kind of layer; a kind that no layer has gets the default."""
-    found = dict(DEFAULTS["rope_parameters"])
-    for layer in (*cfg.layers, *cfg.mtp):
-        old = write_rope(layer.mixer.rope)
-        scaling = old["rope_scaling"] or {"rope_type": "default"}
-        found[KINDS[layer.mixer.window is None]] = {"rope_theta": old["rope_theta"], **scaling}
-    return found
 
 
 def _mellum2() -> Config:
@@ -159,14 +118,12 @@ def _mellum2() -> Config:
     return Config(98304, 2304, stack_layers(layers), norm, max_length=length, family=family)
 
 
-_TABLE = (
-    *parts.TOP, *parts.NORMS, *parts.ATTENTION, *parts.QK_NORM, *parts.FFN, *parts.EXPERTS,
-)  # fmt: skip
+_TABLE = (*tables.LLAMA, *tables.QK_NORM, *tables.EXPERTS)
 
 FAMILY = Family(
     model_type="mellum",
     architecture="MellumForCausalLM",
-    table=(*_TABLE, *parts.named_predictor(_TABLE)),
+    table=(*_TABLE, *tables.named_predictor(_TABLE)),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={"mellum2-12b-a2.5b": _mellum2()},

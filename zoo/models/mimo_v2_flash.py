@@ -13,16 +13,14 @@ from dataclasses import replace
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys
 from zoo.hf.table import Row, Same
-from zoo.models import latent, parts
+from zoo.models import latent, parts, tables
 from zoo.models.family import INV_FREQ, Family
 from zoo.models.glm4_moe import MOE_DEFAULTS
-from zoo.models.parts import IN_ATTENTION
+from zoo.models.tables import IN_ATTENTION
 
-ROPES = {
-    kind: {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.334}
-    for kind, theta in (("full_attention", 5_000_000.0), ("sliding_attention", 10_000.0))
-}
+ROPES = parts.default_ropes(5_000_000.0, 10_000.0, partial_rotary_factor=0.334)
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 152576,
     "hidden_size": 4096,
     "intermediate_size": 16384,
@@ -32,13 +30,9 @@ DEFAULTS = {
     "head_dim": 192,
     "v_head_dim": 128,
     "attention_value_scale": 0.707,
-    "hidden_act": "silu",
     "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-5,
     "rope_parameters": ROPES,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
     "sliding_window": 129,
     "layer_types": None,
     "mlp_layer_types": None,
@@ -65,9 +59,10 @@ SINKS = (
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type mimo_v2_flash."""
     if hf.get("sliding_window_size") is not None:  # the tokens before a query, without itself
-        hf = {**hf, "sliding_window": hf["sliding_window_size"] + 1}
+        size = Keys(hf, DEFAULTS).integer("sliding_window_size")
+        hf = {**hf, "sliding_window": size + 1}
     keys = Keys(hf, DEFAULTS, UNUSED)
-    norm = Norm(float(keys["rms_norm_eps"]))
+    norm = Norm(keys.number("rms_norm_eps"))
     dense = MLP(keys.integer("intermediate_size"), keys.activation())
     scale, ropes = keys["routed_scaling_factor"], parts.ropes_by_kind(keys)
     moe = parts.experts(
@@ -75,7 +70,7 @@ def from_hf(hf: Mapping) -> Config:
     )
     full = parts.attention(
         keys, rope=ropes["full_attention"], v_dim=keys.integer("v_head_dim"),
-        v_scale=float(keys["attention_value_scale"] or 1.0),
+        v_scale=keys["attention_value_scale"] or 1.0,
     )  # fmt: skip
     local = replace(full, rope=ropes["sliding_attention"], kv_heads=2 * full.kv_heads, sinks=True)
     windows = parts.layer_windows(keys, ["full_attention", *parts.every(6, keys)[1:]])
@@ -99,8 +94,7 @@ def _check_released(keys: Keys, windows: list[int | None], sparse: list[bool]) -
         "swa_v_head_dim": keys["v_head_dim"],
     }
     for key, value in derived.items():
-        if keys.get(key) not in (None, value):
-            raise keys.error(key, f"only {value} is implemented beside the other keys")
+        keys.agree(key, value, "the other keys")
 
 
 def to_hf(cfg: Config) -> dict:
@@ -108,12 +102,10 @@ def to_hf(cfg: Config) -> dict:
     a, (moe, dense) = cfg.layers[0].mixer, parts.ffns(cfg)
     return {
         **parts.common(cfg),
-        "num_attention_heads": a.heads,
+        **parts.head_sizes(a),
         "num_key_value_heads": a.kv_heads if a.window is None else a.kv_heads // 2,
-        "head_dim": a.head_dim,
         "v_head_dim": a.value_dim,
         "attention_value_scale": a.v_scale,
-        "attention_bias": a.qkv_bias,
         **parts.write_ropes_by_kind(cfg, ROPES),
         **parts.windows(cfg),
         "intermediate_size": dense.hidden,
@@ -140,12 +132,10 @@ def _flash() -> Config:
 FAMILY = Family(
     model_type="mimo_v2_flash",
     architecture="MiMoV2FlashForCausalLM",
-    table=(
-        *parts.TOP, *parts.NORMS, *parts.ATTENTION, *SINKS, *parts.FFN, *parts.EXPERTS, latent.BIAS,
-    ),
+    table=(*tables.LLAMA, *SINKS, *tables.EXPERTS, latent.BIAS),
     from_hf=from_hf,
     to_hf=to_hf,
     # the defaults of the config class, which names this checkpoint, and the card's 256k tokens
     presets={"mimo-v2-flash": _flash()},
     extras=(INV_FREQ, r"model\.mtp\..*"),
-)  # fmt: skip
+)

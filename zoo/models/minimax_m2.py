@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from zoo.config import Attention, Config, Layer, MoE, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, activation_name, read_rope
+from zoo.hf.keys import Keys, read_rope
 from zoo.hf.table import Row, Same
-from zoo.models import mixtral, parts
+from zoo.models import mixtral, parts, tables
 from zoo.models.family import INV_FREQ, Family
 from zoo.models.parts import attention, common, decoder, head_dim, heads
 
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 200064,
     "hidden_size": 3072,
     "intermediate_size": 1536,
@@ -25,13 +26,9 @@ DEFAULTS = {
     "num_attention_heads": 48,
     "num_key_value_heads": 8,
     "head_dim": 128,
-    "hidden_act": "silu",
     "max_position_embeddings": 196608,
     "rms_norm_eps": 1e-6,
     "rope_theta": 5_000_000.0,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
     "num_experts_per_tok": 8,
     "num_local_experts": 256,
     "rotary_dim": None,
@@ -53,30 +50,23 @@ UNUSED = frozenset({
 BIAS = "e_score_correction_bias"
 BIASES = (
     Row(mixtral.IN_MOE + BIAS, "moe/bias/b", Same()),
-    Row(parts.IN_MLP + BIAS, "moe/bias/b", Same()),
+    Row(tables.IN_MLP + BIAS, "moe/bias/b", Same()),
 )
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type minimax_m2."""
     keys = Keys(hf, DEFAULTS, UNUSED)
-    norm, h = Norm(float(keys["rms_norm_eps"])), head_dim(keys)
+    norm, h = Norm(keys.number("rms_norm_eps")), head_dim(keys)
     rope = read_rope(keys, h, partial=True)
     if keys["rotary_dim"] is not None and rope.dim == h:
         rope = replace(rope, dim=keys.integer("rotary_dim"))
     mixer = attention(keys, qkv_bias=False, rope=rope, qk_norm=norm, norm_heads=True)
-    moe = MoE(
-        experts=keys.integer(keys.alias("num_local_experts", "num_experts")),
-        top_k=keys.integer("num_experts_per_tok"),
-        hidden=keys.integer("intermediate_size"),
-        act=keys.activation(),
-        score="sigmoid",
-        select_bias=True,
-        fp32_weights=True,
-    )
-    cfg = decoder(keys, (Layer(mixer, moe, norm),) * keys.integer("num_hidden_layers"), norm)
-    keys.close()
-    return cfg
+    moe = parts.experts(
+        keys, "num_local_experts", "intermediate_size", "num_experts",
+        score="sigmoid", select_bias=True, fp32_weights=True,
+    )  # fmt: skip
+    return decoder(keys, (Layer(mixer, moe, norm),) * keys.integer("num_hidden_layers"), norm)
 
 
 def to_hf(cfg: Config) -> dict:
@@ -86,10 +76,7 @@ def to_hf(cfg: Config) -> dict:
         **common(cfg),
         **heads(mixer),
         "rotary_dim": mixer.rope.dim,
-        "intermediate_size": moe.hidden,
-        "hidden_act": activation_name(moe.act),
-        "num_local_experts": moe.experts,
-        "num_experts_per_tok": moe.top_k,
+        **parts.write_experts(moe, "num_local_experts", "intermediate_size"),
     }
 
 
@@ -107,15 +94,20 @@ FAMILY = Family(
     model_type="minimax_m2",
     architecture="MiniMaxM2ForCausalLM",
     table=(
-        *parts.TOP,
-        *parts.NORMS,
-        *parts.ATTENTION,
-        *parts.QK_NORM,
+        *tables.TOP,
+        *tables.NORMS,
+        *tables.ATTENTION,
+        *tables.QK_NORM,
         *mixtral.EXPERTS,
         *BIASES,
     ),
     from_hf=from_hf,
     to_hf=to_hf,
-    presets={"minimax-m2": _M2, "minimax-m2.1": _M2},
+    presets={
+        "minimax-m2": _M2,
+        "minimax-m2.1": _M2,
+        "minimax-m2.5": _M2,
+        "minimax-m2.7": replace(_M2, max_length=204800),
+    },
     extras=(INV_FREQ, r"model\.mtp_modules\..*"),
 )

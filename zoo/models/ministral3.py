@@ -19,7 +19,7 @@ from zoo.config import (
     YarnScaling,
     stack_layers,
 )
-from zoo.hf.keys import Keys, read_rope
+from zoo.hf.keys import Fields, Keys, read_rope
 from zoo.models import mistral, parts
 from zoo.models.family import Family, Wrapper
 
@@ -49,7 +49,7 @@ DEFAULTS = {
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type ministral3."""
     keys = Keys(hf, DEFAULTS)
-    norm = Norm(float(keys["rms_norm_eps"]))
+    norm = Norm(keys.number("rms_norm_eps"))
     ffn = MLP(keys.integer("intermediate_size"), keys.activation())
     rope, temperature = positions(keys, parts.head_dim(keys))
     mixer = parts.attention(
@@ -83,11 +83,12 @@ def positions(
     """
     found = {}
 
-    def take(left: dict) -> None:
+    def take(fields: Fields) -> None:
+        left = fields.left
         if fraction is not None:
             left.setdefault("partial_rotary_factor", fraction)
         left.pop("max_position_embeddings", None)
-        found["beta"] = left.pop(BETA, None)
+        found["beta"] = fields.number(BETA)
         found["length"] = left.get("original_max_position_embeddings")
         if left.get("rope_type", left.get("type", "default")) == "default":
             left.pop("original_max_position_embeddings", None)
@@ -120,7 +121,6 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
-        # 14B's theta, 24B's and 123B's sizes from memory: parameter counts agree
         "ministral-3-3b": _preset(26, 3072, 9216, tied=True),
         "ministral-3-8b": _preset(34, 4096, 14336),
         "ministral-3-14b": _preset(40, 5120, 16384, theta=1e9),

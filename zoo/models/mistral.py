@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
 
 DEFAULTS = {
@@ -70,7 +70,7 @@ def ministral_to_hf(cfg: Config) -> dict:
 
 
 def _norm(keys: Keys) -> Norm:
-    return Norm(float(keys["rms_norm_eps"]))
+    return Norm(keys.number("rms_norm_eps"))
 
 
 def _ffn(keys: Keys) -> MLP:
@@ -83,22 +83,25 @@ def _preset(layers, d, n, f, vocab=32768, theta=1e6, length=32768, window=None) 
     return Config(vocab, d, stack_layers((layer,) * layers), norm, False, length, "mistral")
 
 
+_LARGE = _preset(88, 12288, 96, 28672, length=131072)
+
 FAMILY = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
-    table=(*parts.TOP, *parts.NORMS, *parts.ATTENTION, *parts.FFN),
+    table=tables.LLAMA,
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
         "mistral-7b-v0.1": _preset(32, 4096, 32, 14336, 32000, 1e4, window=4096),
         "mistral-7b-v0.2": _preset(32, 4096, 32, 14336, 32000),
         "mistral-7b-v0.3": _preset(32, 4096, 32, 14336),
-        "mistral-large-2407": _preset(88, 12288, 96, 28672, length=131072),
+        "mistral-large-2407": _LARGE,
+        "mistral-large-2411": _LARGE,
         "mistral-small-3.1-24b": _preset(40, 5120, 32, 32768, 131072, 1e9, 131072),
-        # from memory: parameter counts agree
-        "mistral-nemo": _preset(40, 5120, 32, 14336, 131072, length=131072),
-        "mistral-small-2409": _preset(56, 6144, 48, 16384),
+        "mistral-nemo": _preset(40, 5120, 32, 14336, 131072, length=128000),
         "mistral-small-2501": _preset(40, 5120, 32, 32768, 131072, 1e8),
+        # from memory: these two; parameter counts agree
+        "mistral-small-2409": _preset(56, 6144, 48, 16384),
         "ministral-8b-2410": _preset(36, 4096, 32, 12288, 131072, 1e8, window=32768),
     },
 )

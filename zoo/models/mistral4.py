@@ -23,9 +23,9 @@ from zoo.config import (
 )
 from zoo.hf.keys import Keys
 from zoo.hf.table import Linear, Row, Split
-from zoo.models import latent, ministral3, parts
+from zoo.models import latent, ministral3, tables
 from zoo.models.family import Family
-from zoo.models.parts import IN_MLP
+from zoo.models.tables import IN_MLP
 
 DEFAULTS = {
     **latent.DEFAULTS,
@@ -107,12 +107,12 @@ FAMILY = Family(
     model_type="mistral4",
     architecture="Mistral4ForCausalLM",
     table=(
-        *parts.TOP,
-        *parts.NORMS,
+        *tables.TOP,
+        *tables.NORMS,
         *latent.LATENT,
-        *parts.FFN,
+        *tables.FFN,
         *EXPERTS,
-        *parts.shared_expert("shared_experts"),
+        *tables.shared_expert("shared_experts"),
     ),
     from_hf=from_hf,
     to_hf=to_hf,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from zoo.config import Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys
 from zoo.hf.table import Linear, Row
-from zoo.models import mistral, parts
+from zoo.models import mistral, parts, tables
 from zoo.models.family import Family
 from zoo.models.parts import attention, common, heads
 
@@ -27,19 +27,19 @@ DEFAULTS = {
 }
 UNUSED = frozenset({"router_jitter_noise"})  # of training
 
-IN_MOE = parts.IN_LAYER + "block_sparse_moe."
+IN_MOE = tables.IN_LAYER + "block_sparse_moe."
 # `mlp` is what transformers 5 calls the mixture in memory.
 EXPERTS = (
-    *parts.numbered_experts(IN_MOE),
-    Row(parts.IN_MLP + "gate.weight", "moe/router/w", Linear()),
-    *parts.FUSED_EXPERTS,
+    *tables.numbered_experts(IN_MOE),
+    Row(tables.IN_MLP + "gate.weight", "moe/router/w", Linear()),
+    *tables.FUSED_EXPERTS,
 )
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type mixtral."""
     keys = Keys(hf, DEFAULTS, UNUSED)
-    norm, window = Norm(float(keys["rms_norm_eps"])), keys["sliding_window"]
+    norm, window = Norm(keys.number("rms_norm_eps")), keys["sliding_window"]
     mixer = attention(keys, qkv_bias=False, window=window)
     moe = parts.experts(
         keys, "num_local_experts", "intermediate_size", "num_experts", fp32_weights=True
@@ -68,11 +68,12 @@ def _preset(layers, d, n, f, vocab, length) -> Config:
 FAMILY = Family(
     model_type="mixtral",
     architecture="MixtralForCausalLM",
-    table=(*parts.TOP, *parts.NORMS, *parts.ATTENTION, *EXPERTS),
+    table=(*tables.TOP, *tables.NORMS, *tables.ATTENTION, *EXPERTS),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
         "mixtral-8x7b": _preset(32, 4096, 32, 14336, 32000, 32768),
+        # as instructed; the base model has 32000 tokens
         "mixtral-8x22b": _preset(56, 6144, 48, 16384, 32768, 65536),
     },
 )

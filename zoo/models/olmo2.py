@@ -11,11 +11,12 @@ from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, read_rope
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
 from zoo.models.parts import attention, common, decoder, dense, head_dim, heads
 
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 50304,
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -23,19 +24,15 @@ DEFAULTS = {
     "num_attention_heads": 32,
     "num_key_value_heads": None,
     "head_dim": None,
-    "hidden_act": "silu",
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
 }
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type olmo2."""
     keys = Keys(hf, DEFAULTS)
-    norm, rope = olmo_norm(keys["rms_norm_eps"]), read_rope(keys, head_dim(keys), wide=True)
+    norm, rope = olmo_norm(keys.number("rms_norm_eps")), read_rope(keys, head_dim(keys), wide=True)
     layers = (olmo_layer(keys, norm, rope),) * keys.integer("num_hidden_layers")
     return decoder(keys, layers, norm)
 
@@ -73,11 +70,11 @@ def _preset(layers, d, n, k, f) -> Config:
 FAMILY = Family(
     model_type="olmo2",
     architecture="Olmo2ForCausalLM",
-    table=(*parts.TOP, *parts.SANDWICH_NORMS, *parts.ATTENTION, *parts.QK_NORM, *parts.FFN),
+    table=(*tables.TOP, *tables.SANDWICH_NORMS, *tables.ATTENTION, *tables.QK_NORM, *tables.FFN),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
-        # 1b and 32b from memory: their parameter counts agree
+        # from memory: the length of 1b
         "olmo-2-1b": _preset(16, 2048, 16, 16, 8192),
         "olmo-2-7b": _preset(32, 4096, 32, 32, 11008),
         "olmo-2-13b": _preset(40, 5120, 40, 40, 13824),

@@ -31,7 +31,7 @@ def from_hf(hf: Mapping) -> Config:
             "transformers 4 and 5 differ on windows' theta then; give rope_parameters by layer type"
         )
         raise keys.error("rope_theta", fix)
-    norm = olmo2.olmo_norm(keys["rms_norm_eps"])
+    norm = olmo2.olmo_norm(keys.number("rms_norm_eps"))
     full, local = read_ropes(keys, "rope_theta", wide=True)
     layers = tuple(
         olmo2.olmo_layer(keys, norm, full if window is None else local, window)

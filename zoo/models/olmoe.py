@@ -12,11 +12,12 @@ from collections.abc import Mapping
 
 from zoo.config import Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
 from zoo.models.parts import attention, common, heads
 
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 50304,
     "hidden_size": 2048,
     "intermediate_size": 2048,
@@ -24,12 +25,8 @@ DEFAULTS = {
     "num_attention_heads": 16,
     "num_key_value_heads": None,
     "head_dim": None,
-    "hidden_act": "silu",
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
     "clip_qkv": None,
     "num_experts_per_tok": 8,
     "num_experts": 64,
@@ -40,7 +37,7 @@ DEFAULTS = {
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type olmoe."""
     keys = Keys(hf, DEFAULTS)
-    norm, bias, clip = Norm(float(keys["rms_norm_eps"])), keys["attention_bias"], keys["clip_qkv"]
+    norm, bias, clip = Norm(keys.number("rms_norm_eps")), keys["attention_bias"], keys["clip_qkv"]
     mixer = attention(keys, bias, qk_norm=norm, norm_heads=True, clip=clip)
     moe = parts.experts(keys, hidden="intermediate_size", renormalize=bool(keys["norm_topk_prob"]))
     return parts.uniform(keys, mixer, moe, norm)
@@ -68,7 +65,7 @@ _LAYER = Layer(
 FAMILY = Family(
     model_type="olmoe",
     architecture="OlmoeForCausalLM",
-    table=(*parts.TOP, *parts.NORMS, *parts.ATTENTION, *parts.QK_NORM, *parts.EXPERTS),
+    table=(*tables.TOP, *tables.NORMS, *tables.ATTENTION, *tables.QK_NORM, *tables.EXPERTS),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={

@@ -1,4 +1,4 @@
-"""What families share: rows of the weight table, and the keys of configs that they agree on."""
+"""Keys of configs that families agree on: read into parts of a Config, and written from them."""
 
 from __future__ import annotations
 
@@ -6,127 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, activation_name, read_rope, write_rope
-from zoo.hf.table import Flat, Linear, Row, Same, Split
 
-IN_LAYER = "model.layers.{l}."
-IN_ATTENTION, IN_MLP = IN_LAYER + "self_attn.", IN_LAYER + "mlp."
-
-TOP = (
-    Row("model.embed_tokens.weight", "embed/table", Same()),
-    Row("model.norm.weight", "final_norm/scale", Same()),
-    Row("lm_head.weight", "head/w", Linear()),
-)
-NORMS = (
-    Row(IN_LAYER + "input_layernorm.weight", "attn_norm/scale", Same()),
-    Row(IN_LAYER + "post_attention_layernorm.weight", "ffn_norm/scale", Same()),
-)
-ATTENTION = (
-    Row(IN_ATTENTION + "q_proj.weight", "attn/q/w", Linear()),
-    Row(IN_ATTENTION + "k_proj.weight", "attn/k/w", Linear()),
-    Row(IN_ATTENTION + "v_proj.weight", "attn/v/w", Linear()),
-    Row(IN_ATTENTION + "o_proj.weight", "attn/o/w", Linear(ins=2)),
-    Row(IN_ATTENTION + "q_proj.bias", "attn/q/b", Flat()),
-    Row(IN_ATTENTION + "k_proj.bias", "attn/k/b", Flat()),
-    Row(IN_ATTENTION + "v_proj.bias", "attn/v/b", Flat()),
-    Row(IN_ATTENTION + "o_proj.bias", "attn/o/b", Same()),
-)
-SANDWICH_NORMS = (  # or "post", where a layer has no norms before its parts
-    Row(IN_LAYER + "input_layernorm.weight", "attn_norm/scale", Same()),
-    Row(IN_LAYER + "post_attention_layernorm.weight", "attn_post_norm/scale", Same()),
-    Row(IN_LAYER + "pre_feedforward_layernorm.weight", "ffn_norm/scale", Same()),
-    Row(IN_LAYER + "post_feedforward_layernorm.weight", "ffn_post_norm/scale", Same()),
-)
-QK_NORM = (  # of a head, or of all heads of a token
-    Row(IN_ATTENTION + "q_norm.weight", "attn/q_norm/scale", Flat()),
-    Row(IN_ATTENTION + "k_norm.weight", "attn/k_norm/scale", Flat()),
-)
-
-
-def gated_mlp(at: str, ours: str) -> tuple[Row, ...]:
-    """The rows of an MLP whose names on disk begin with `at`, and ours with `ours`."""
-    return tuple(
-        Row(f"{at}{part}_proj.{leaf}", f"{ours}/{part}/{name}", op)
-        for leaf, name, op in (("weight", "w", Linear()), ("bias", "b", Same()))
-        for part in ("gate", "up", "down")
-    )
-
-
-FFN = gated_mlp(IN_MLP, "mlp")
-FUSED_QKV = (
-    Row(IN_ATTENTION + "qkv_proj.weight", ("attn/q/w", "attn/k/w", "attn/v/w"), Split(1, Linear())),
-)
-FUSED_GATE_UP = (
-    Row(IN_MLP + "gate_up_proj.weight", ("mlp/gate/w", "mlp/up/w"), Split(-1, Linear())),
-)
-# Experts side by side, as transformers 5 holds them and `save_original_format=False` writes them.
-FUSED_EXPERTS = (
-    Row(IN_MLP + "experts.gate_up_proj", ("moe/gate/w", "moe/up/w"), Split(-1, Linear(lead=1))),
-    Row(IN_MLP + "experts.down_proj", "moe/down/w", Linear(lead=1)),
-)
-EXPERTS = (
-    Row(IN_MLP + "gate.weight", "moe/router/w", Linear()),
-    Row(IN_MLP + "experts.{e}.gate_proj.weight", "moe/gate/w", Linear()),
-    Row(IN_MLP + "experts.{e}.up_proj.weight", "moe/up/w", Linear()),
-    Row(IN_MLP + "experts.{e}.down_proj.weight", "moe/down/w", Linear()),
-    *FUSED_EXPERTS,
-)
-
-
-def shared_expert(name: str, at: str = IN_MLP) -> tuple[Row, ...]:
-    """The MLP beside the routed experts, whose name on disk differs."""
-    return gated_mlp(f"{at}{name}.", "moe/shared")
-
-
-def numbered_experts(at: str) -> tuple[Row, ...]:
-    """Router and experts as Mixtral names them: w1 gates, w3 goes up, w2 down."""
-    return (
-        Row(at + "gate.weight", "moe/router/w", Linear()),
-        *(
-            Row(f"{at}experts.{{e}}.{name}.weight", f"moe/{part}/w", Linear())
-            for name, part in (("w1", "gate"), ("w3", "up"), ("w2", "down"))
-        ),
-    )
-
-
-def predictors(table: tuple[Row, ...], norm: str = "shared_head.norm") -> tuple[Row, ...]:
-    """Rows of multi-token prediction as DeepSeek-V3 has it: layers that go on counting.
-
-    `norm` is what the family calls the norm that a layer ends with.
-    """
-    at = "model.layers.{n}."
-    return (
-        Row(at + "enorm.weight", "embed_norm/scale", Same()),
-        Row(at + "hnorm.weight", "hidden_norm/scale", Same()),
-        Row(at + "eh_proj.weight", "proj/w", Linear()),
-        *predictor_layer(table, at),
-        Row(f"{at}{norm}.weight", "norm/scale", Same()),
-    )
-
-
-def named_predictor(table: tuple[Row, ...]) -> tuple[Row, ...]:
-    """Rows of multi-token prediction as Qwen has it: one layer, whose tensors begin with `mtp.`."""
-    return (
-        Row("mtp.pre_fc_norm_embedding.weight", "mtp_0/embed_norm/scale", Same()),
-        Row("mtp.pre_fc_norm_hidden.weight", "mtp_0/hidden_norm/scale", Same()),
-        Row("mtp.fc.weight", "mtp_0/proj/w", Linear()),
-        *predictor_layer(table, "mtp.layers.{m}."),
-        Row("mtp.norm.weight", "mtp_0/norm/scale", Same()),
-    )
-
-
-def predictor_layer(table: tuple[Row, ...], at: str) -> tuple[Row, ...]:
-    """The rows of a layer, for one that predicts further and whose names begin with `at`."""
-    return tuple(
-        Row(row.disk.replace(IN_LAYER, at), tuple(f"layer_0/{p}" for p in row.paths), row.op)
-        for row in table
-        if IN_LAYER in row.disk
-    )
-
-
-PREDICTOR_COPIES = {
-    "model.layers.{n}.embed_tokens.weight": "model.embed_tokens.weight",
-    "model.layers.{n}.shared_head.head.weight": "lm_head.weight",
+KINDS = FULL, LOCAL = "full_attention", "sliding_attention"
+DEFAULTS = {
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
 }
+"""What most config classes agree on."""
 
 
 def one_predictor(keys: Keys, number: str, layer: Callable[[], Layer]) -> tuple[Layer, ...]:
@@ -135,7 +23,7 @@ def one_predictor(keys: Keys, number: str, layer: Callable[[], Layer]) -> tuple[
     Raises:
         ValueError: there are more.
     """
-    depths = keys[number] or 0
+    depths = keys.count(number)
     if depths > 1:
         raise keys.error(number, "no file has more than 1")
     return tuple(layer() for _ in range(depths))
@@ -161,7 +49,10 @@ def decoder(keys: Keys, layers: tuple[Layer, ...], norm: Norm, **fields) -> Conf
 def head_dim(keys: Keys) -> int:
     """The size of a head; where the config has none, heads share hidden_size."""
     if keys["head_dim"] is None:
-        return keys.integer("hidden_size") // keys.integer("num_attention_heads")
+        width, count = keys.integer("hidden_size"), keys.integer("num_attention_heads")
+        if width % count:
+            raise keys.error("num_attention_heads", f"it must divide hidden_size={width}")
+        return width // count
     return keys.integer("head_dim")
 
 
@@ -185,6 +76,18 @@ def attention(keys: Keys, o_bias: bool = False, **fields) -> Attention:
     )
 
 
+def unturned(keys: Keys, windows: Sequence[int | None], **fields) -> list[Attention]:
+    """Attention of each layer where those that see all have no positions beside those with windows.
+
+    `windows` are the layers', and `fields` those that `attention` gets.
+    """
+    rope, alone = read_rope(keys, head_dim(keys)), keys["sliding_window"] is None
+    return [
+        attention(keys, rope=rope if window or alone else None, window=window, **fields)
+        for window in windows
+    ]
+
+
 def experts(
     keys: Keys,
     count: str = "num_experts",
@@ -205,6 +108,19 @@ def experts(
     )
 
 
+def kinds(keys: Keys, name: str, known: Sequence[str], default: Sequence[str]) -> list[str]:
+    """What the key `name` says each layer is, one of `known`; `default` where it is None.
+
+    Raises:
+        ValueError: it does not name one of them for each layer.
+    """
+    found, layers = keys[name], keys.integer("num_hidden_layers")
+    found = default if found is None else found
+    if len(found) != layers or not set(found) <= set(known):
+        raise keys.error(name, f"it must name {' or '.join(known)} for all {layers} layers")
+    return list(found)
+
+
 def layer_windows(keys: Keys, default: Sequence[str], on: bool = True) -> list[int | None]:
     """Each layer's window: sliding_window for layers of sliding_attention, None for others.
 
@@ -216,29 +132,18 @@ def layer_windows(keys: Keys, default: Sequence[str], on: bool = True) -> list[i
     Raises:
         ValueError: layer_types is not one of these per layer, or there is no window to have.
     """
-    kinds, layers, window = (
-        keys[k] for k in ("layer_types", "num_hidden_layers", "sliding_window")
-    )
-    kinds = default if kinds is None else kinds
-    if len(kinds) != layers:
-        raise keys.error("layer_types", f"it must name all {layers} layers")
-    if not set(kinds) <= {"full_attention", "sliding_attention"}:
-        raise keys.error("layer_types", "known are full_attention and sliding_attention")
-    if "sliding_attention" in kinds and not (on and window):
+    found, window = kinds(keys, "layer_types", KINDS, default), keys["sliding_window"]
+    if LOCAL in found and not (on and window):
         raise keys.error("layer_types", "sliding layers need a sliding_window that is in use")
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    return [window if kind == LOCAL else None for kind in found]
 
 
 def late_windows(keys: Keys) -> list[int | None]:
     """`layer_windows` of Qwen2 and 3: layers from max_window_layers on, if use_sliding_window."""
-    on, window, first = (
-        keys[k] for k in ("use_sliding_window", "sliding_window", "max_window_layers")
-    )
-    layers = range(keys.integer("num_hidden_layers"))
-    late = [
-        "sliding_attention" if on and window and i >= first else "full_attention" for i in layers
-    ]
-    return layer_windows(keys, late, on)
+    on, first = keys["use_sliding_window"], keys["max_window_layers"]
+    layers = keys.integer("num_hidden_layers")
+    first = keys.integer("max_window_layers", 0) if on and keys["sliding_window"] else layers
+    return layer_windows(keys, [LOCAL if i >= first else FULL for i in range(layers)], on)
 
 
 def sparse_layers(keys: Keys, dense: int) -> list[bool]:
@@ -247,11 +152,9 @@ def sparse_layers(keys: Keys, dense: int) -> list[bool]:
     Raises:
         ValueError: mlp_layer_types is not dense or sparse per layer.
     """
-    kinds, layers = keys["mlp_layer_types"], keys.integer("num_hidden_layers")
-    kinds = ["sparse" if i >= dense else "dense" for i in range(layers)] if kinds is None else kinds
-    if len(kinds) != layers or not set(kinds) <= {"dense", "sparse"}:
-        raise keys.error("mlp_layer_types", f"it needs dense or sparse for each of {layers} layers")
-    return [kind == "sparse" for kind in kinds]
+    layers = range(keys.integer("num_hidden_layers"))
+    default = ["sparse" if i >= dense else "dense" for i in layers]
+    return [k == "sparse" for k in kinds(keys, "mlp_layer_types", ("dense", "sparse"), default)]
 
 
 def stepped_layers(keys: Keys, default: Sequence[int] = ()) -> list[bool]:
@@ -265,7 +168,7 @@ def stepped_layers(keys: Keys, default: Sequence[int] = ()) -> list[bool]:
 def every(period: int, keys: Keys) -> list[str]:
     """Kinds of layers of which each `period`-th sees all and the others a window."""
     layers = range(1, keys.integer("num_hidden_layers") + 1)
-    return ["sliding_attention" if i % period else "full_attention" for i in layers]
+    return [LOCAL if i % period else FULL for i in layers]
 
 
 def read_ropes(keys: Keys, local_theta: str, wide: bool = False) -> tuple[Rope, Rope]:
@@ -277,19 +180,15 @@ def read_ropes(keys: Keys, local_theta: str, wide: bool = False) -> tuple[Rope, 
     Raises:
         ValueError: rope_parameters lacks a layer type, or rope_scaling stands beside it.
     """
-    kinds = {"full_attention": "rope_theta", "sliding_attention": local_theta}
     new, dim = keys["rope_parameters"], head_dim(keys)
     if not new:
-        return read_rope(keys, dim, wide=wide), Rope(dim, float(keys[local_theta]), wide=wide)
-    if new.keys() != kinds.keys():
-        raise keys.error(
-            "rope_parameters", f"it must hold one rotation each for {' and '.join(kinds)}"
-        )
+        return read_rope(keys, dim, wide=wide), Rope(dim, keys.number(local_theta), wide=wide)
+    _check_kinds(keys)
     if keys["rope_scaling"]:
         raise keys.error("rope_scaling", "rope_parameters says it by layer type; keep one")
     full, local = (
         read_rope(keys, dim, wide=wide, layer_type=kind, theta_key=theta)
-        for kind, theta in kinds.items()
+        for kind, theta in zip(KINDS, ("rope_theta", local_theta), strict=True)
     )
     return full, local
 
@@ -301,24 +200,36 @@ def write_ropes(cfg: Config, local_theta: str) -> dict:
     return keys | ({local_theta: found[False].theta} if False in found else {})
 
 
-def ropes_by_kind(keys: Keys) -> dict[str, Rope]:
-    """The rotation, perhaps of a part of the head, of each kind of layer in rope_parameters."""
+def default_ropes(full: float, local: float, **fields) -> dict:
+    """rope_parameters by kind of layer: two thetas, and what else both have."""
     return {
-        kind: read_rope(keys, head_dim(keys), layer_type=kind, partial=True)
-        for kind in keys["rope_parameters"]
+        kind: {"rope_type": "default", "rope_theta": theta, **fields}
+        for kind, theta in zip(KINDS, (full, local), strict=True)
     }
+
+
+def ropes_by_kind(keys: Keys, partial: bool = True) -> dict[str, Rope]:
+    """The rotation, perhaps of a part of the head, of each kind of layer in rope_parameters."""
+    _check_kinds(keys)
+    dim = head_dim(keys)
+    return {kind: read_rope(keys, dim, layer_type=kind, partial=partial) for kind in KINDS}
+
+
+def _check_kinds(keys: Keys) -> None:
+    if (keys["rope_parameters"] or {}).keys() != set(KINDS):
+        fix = f"it must hold one rotation each for {FULL} and {LOCAL}"
+        raise keys.error("rope_parameters", fix)
 
 
 def write_ropes_by_kind(cfg: Config, default: Mapping[str, Mapping]) -> dict:
     """The config key of `ropes_by_kind`; a kind that no layer has gets the default."""
     found = dict(default)
-    for a in (layer.mixer for layer in cfg.layers):
-        old = write_rope(a.rope)
-        found["full_attention" if a.window is None else "sliding_attention"] = {
-            "rope_theta": old["rope_theta"],
-            "partial_rotary_factor": a.rope.dim / a.head_dim,
-            **(old["rope_scaling"] or {"rope_type": "default"}),
-        }
+    for a in (layer.mixer for layer in (*cfg.layers, *cfg.mtp)):
+        kind, old, part = FULL if a.window is None else LOCAL, write_rope(a.rope), {}
+        if "partial_rotary_factor" in default[kind]:
+            part = {"partial_rotary_factor": a.rope.dim / a.head_dim}
+        scaling = old["rope_scaling"] or {"rope_type": "default"}
+        found[kind] = {"rope_theta": old["rope_theta"], **part, **scaling}
     return {"rope_parameters": found}
 
 
@@ -343,12 +254,16 @@ def common(cfg: Config) -> dict:
 
 def heads(a: Attention, bias: str | None = "attention_bias") -> dict:
     """The config keys of `attention`; `bias` is the family's key for that of q, k and v, if any."""
+    return head_sizes(a, bias) | ({} if a.rope is None else write_rope(a.rope))
+
+
+def head_sizes(a: Attention, bias: str | None = "attention_bias") -> dict:
+    """`heads` without the rotation."""
     return {
         "num_attention_heads": a.heads,
         "num_key_value_heads": a.kv_heads,
         "head_dim": a.head_dim,
         **({} if bias is None else {bias: a.qkv_bias}),
-        **({} if a.rope is None else write_rope(a.rope)),
     }
 
 
@@ -399,8 +314,8 @@ def write_stepped_layers(cfg: Config) -> dict:
 def windows(cfg: Config) -> dict:
     """The config keys of `layer_windows`."""
     found = [la.mixer.window for la in cfg.layers]
-    kinds = ["full_attention" if w is None else "sliding_attention" for w in found]
-    return {"sliding_window": next(filter(None, found), None), "layer_types": kinds}
+    types = [FULL if w is None else LOCAL for w in found]
+    return {"sliding_window": next(filter(None, found), None), "layer_types": types}
 
 
 def write_late_windows(cfg: Config) -> dict:

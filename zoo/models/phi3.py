@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, LongRope, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, longrope_factor, read_rope
-from zoo.models import parts
+from zoo.models import tables
 from zoo.models.family import Family
 from zoo.models.parts import attention, common, dense, head_dim, heads, uniform
 
@@ -44,9 +44,9 @@ DEFAULTS = {
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type phi3."""
     keys = Keys(hf, DEFAULTS)
-    norm = Norm(float(keys["rms_norm_eps"]))
+    norm = Norm(keys.number("rms_norm_eps"))
     rope = read_rope(
-        keys, head_dim(keys), partial=True, take=lambda found: _standardize(keys, found)
+        keys, head_dim(keys), partial=True, take=lambda fields: _standardize(keys, fields.left)
     )
     mixer = attention(keys, rope=rope, window=keys["sliding_window"])
     ffn = MLP(keys.integer("intermediate_size"), keys.activation())
@@ -101,6 +101,26 @@ def _longrope(short: tuple[float, ...], long: tuple[float, ...]) -> Rope:
     return Rope(2 * len(long), scaling=LongRope(short, long, 4096, factor, factor))
 
 
+_3_SHORT = (
+    *(3 * (1.1,)), 1.3000000000000003, 1.3500000000000003, 1.3500000000000003, 1.4000000000000004,
+    1.5500000000000005, *(17 * (2.000000000000001,)), *(6 * (2.0500000000000007,)),
+    2.1000000000000005, 2.1000000000000005, 2.1500000000000004, *(5 * (2.25,)), 2.3999999999999995,
+    2.4499999999999993, 2.499999999999999, 2.6999999999999984, 2.6999999999999984,
+    2.7499999999999982, 2.799999999999998, 2.8999999999999977, 3.049999999999997,
+)  # fmt: skip
+_3_LONG = (
+    1.0700000524520874, 1.1200000047683716, 1.149999976158142, 1.4199999570846558,
+    1.5699999332427979, 1.7999999523162842, 2.129999876022339, 2.129999876022339, 3.009999990463257,
+    5.910000324249268, 6.950000286102295, 9.070000648498535, 9.930000305175781, 10.710000038146973,
+    11.130000114440918, 14.609999656677246, 15.409998893737793, 19.809999465942383,
+    37.279998779296875, 38.279998779296875, 38.599998474121094, 40.12000274658203,
+    46.20000457763672, 50.940006256103516, 53.66000747680664, 54.9373893737793, 56.89738845825195,
+    57.28738784790039, 59.98738479614258, 60.86738586425781, 60.887386322021484, 61.71739196777344,
+    62.91739273071289, 62.957393646240234, 63.41739273071289, 63.8173942565918, 63.83739471435547,
+    63.897396087646484, 63.93739700317383, 64.06739807128906, 64.11434936523438, 64.12435150146484,
+    64.15435028076172, 64.19435119628906, 64.24435424804688, 64.57435607910156, 64.69000244140625,
+    64.76000213623047,
+)  # fmt: skip
 _35_SHORT = (
     1.0, 1.0199999809265137, 1.0299999713897705, 1.0299999713897705, *(5 * (1.0499999523162842,)),
     1.0699999332427979, 1.0999999046325684, 1.1099998950958252, 1.1599998474121094,
@@ -137,23 +157,23 @@ _4_LONG = (
 FAMILY = Family(
     model_type="phi3",
     architecture="Phi3ForCausalLM",
-    table=(
-        *parts.TOP,
-        *parts.NORMS,
-        *parts.FUSED_QKV,
-        *parts.FUSED_GATE_UP,
-        *parts.ATTENTION,
-        *parts.FFN,
-    ),
+    table=(*tables.FUSED_QKV, *tables.FUSED_GATE_UP, *tables.LLAMA),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
         "phi-3-mini-4k": _preset(3072, 32, 32, 8192, 32064, 4096, window=2047),
+        "phi-3-mini-128k": _preset(
+            3072, 32, 32, 8192, 32064, 131072,
+            rope=_longrope(_3_SHORT, _3_LONG), window=262144,
+        ),
         "phi-3.5-mini": _preset(
             3072, 32, 32, 8192, 32064, 131072,
             rope=_longrope(_35_SHORT, _35_LONG), window=262144,
         ),
         "phi-4": _preset(5120, 40, 10, 17920, 100352, 16384, layers=40, rope=Rope(128, 250_000.0)),
+        "phi-4-reasoning": _preset(
+            5120, 40, 10, 17920, 100352, 32768, layers=40, rope=Rope(128, 500_000.0)
+        ),
         "phi-4-mini": _preset(
             3072, 24, 8, 8192, 200064, 131072,
             rope=_longrope((1.0,) * 48, _4_LONG), window=262144, tied=True,

@@ -1,9 +1,10 @@
-"""Phi-3.5-MoE (arXiv:2404.14219, arXiv:2409.12136).
+"""Phi-3.5-MoE (arXiv:2404.14219, arXiv:2409.12136) and Phi-mini-MoE (arXiv:2506.18349).
 
 Differs from Mixtral: SparseMixer chooses the two experts, norms are LayerNorms, attention and the
 output matrix have biases, a window covers all layers. Of LongRoPE, transformers 5 uses the divisors
 for short texts whatever the length, and a factor on cos and sin for either side of the original
-length; so is it here. The released divisors are not at hand, so there is no preset.
+length; so is it here. Those for long texts are read but not kept: written configs repeat the short
+ones, which says what is computed.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from zoo.config import Config, LayerNorm, LongRope, Rope
-from zoo.hf.keys import Keys, read_rope
+from zoo.config import Attention, Config, Layer, LayerNorm, LongRope, MoE, Rope, stack_layers
+from zoo.hf.keys import Fields, Keys, read_rope
 from zoo.hf.table import Row, Same
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
-from zoo.models.parts import attention, common, head_dim, heads
 
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 32064,
     "hidden_size": 4096,
     "intermediate_size": 6400,
@@ -26,52 +27,42 @@ DEFAULTS = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "head_dim": None,
-    "hidden_act": "silu",
     "max_position_embeddings": 131072,
     "original_max_position_embeddings": None,
     "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "attention_dropout": 0.0,
-    "attention_bias": False,
     "lm_head_bias": False,
     "sliding_window": None,
     "rope_theta": 1e6,
     "num_experts_per_tok": 2,
     "num_local_experts": 16,
     "router_jitter_noise": 0.01,
-    "hidden_dropout": 0.0,  # released files have it; the class does not
+    "hidden_dropout": 0.0,  # released files have this and the next; the class does not
+    "expert_dropout": 0.0,
 }
 UNUSED = frozenset({"input_jitter_noise"})  # in training only
 FACTORS = "short_mscale", "long_mscale"
-IN_MOE = parts.IN_LAYER + "block_sparse_moe."
+ROUTER = dict(score="sparsemixer", renormalize=False)  # as fields of `MoE`
+IN_MOE = tables.IN_LAYER + "block_sparse_moe."
 TABLE = (
-    *parts.TOP,
+    *tables.TOP,
     Row("model.norm.bias", "final_norm/b", Same()),
     Row("lm_head.bias", "head/b", Same()),
-    *parts.NORMS,
-    Row(parts.IN_LAYER + "input_layernorm.bias", "attn_norm/b", Same()),
-    Row(parts.IN_LAYER + "post_attention_layernorm.bias", "ffn_norm/b", Same()),
-    *parts.ATTENTION,
-    *parts.numbered_experts(IN_MOE),
+    *tables.NORMS,
+    Row(tables.IN_LAYER + "input_layernorm.bias", "attn_norm/b", Same()),
+    Row(tables.IN_LAYER + "post_attention_layernorm.bias", "ffn_norm/b", Same()),
+    *tables.ATTENTION,
+    *tables.numbered_experts(IN_MOE),
 )
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type phimoe."""
     keys = Keys(hf, DEFAULTS, UNUSED)
-    norm = LayerNorm(float(keys["rms_norm_eps"]))
-    mixer = attention(
-        keys, o_bias=keys["attention_bias"], rope=_read_rope(keys), window=keys["sliding_window"]
-    )
-    moe = parts.experts(
-        keys,
-        "num_local_experts",
-        "intermediate_size",
-        None,
-        score="sparsemixer",
-        renormalize=False,
-        jitter=float(keys["router_jitter_noise"]),
-    )
+    norm = LayerNorm(keys.number("rms_norm_eps"))
+    bias, window = keys["attention_bias"], keys["sliding_window"]
+    mixer = parts.attention(keys, bias, rope=_read_rope(keys), window=window)
+    sizes, jitter = ("num_local_experts", "intermediate_size"), keys.number("router_jitter_noise")
+    moe = parts.experts(keys, *sizes, other=None, jitter=jitter, **ROUTER)
     return parts.uniform(keys, mixer, moe, norm, head_bias=bool(keys["lm_head_bias"]))
 
 
@@ -79,8 +70,8 @@ def to_hf(cfg: Config) -> dict:
     """The config keys of model_type phimoe."""
     mixer, moe = cfg.layers[0].mixer, cfg.layers[0].ffn
     return {
-        **common(cfg),
-        **heads(mixer),
+        **parts.common(cfg),
+        **parts.heads(mixer),
         **_rope_keys(mixer.rope),
         "lm_head_bias": cfg.head_bias,
         "sliding_window": mixer.window,
@@ -92,19 +83,20 @@ def to_hf(cfg: Config) -> dict:
 def _read_rope(keys: Keys) -> Rope:
     found: dict[str, float] = {}
 
-    def take(left: dict) -> None:
-        found.update((key, float(left.pop(key))) for key in FACTORS if key in left)
+    def take(fields: Fields) -> None:
+        found.update((key, float(fields.need(key))) for key in FACTORS if key in fields.left)
 
-    rope, outside = read_rope(keys, head_dim(keys), take=take), "original_max_position_embeddings"
-    scaling, length = rope.scaling, keys[outside]
+    rope = read_rope(keys, parts.head_dim(keys), take=take)
+    scaling, length = rope.scaling, keys["original_max_position_embeddings"]
     if scaling is None and not found:
         return rope
     if not isinstance(scaling, LongRope) or len(found) != len(FACTORS):
         raise keys.error("rope_scaling", f"only longrope with {' and '.join(FACTORS)} is known")
     if length not in (None, scaling.original_length):
-        raise keys.error(outside, f"rope_scaling says {scaling.original_length}")
-    short, long = (found[key] for key in FACTORS)
-    scaling = LongRope(scaling.short, scaling.short, scaling.original_length, short, long)
+        fix = f"rope_scaling says {scaling.original_length}"
+        raise keys.error("original_max_position_embeddings", fix)
+    factors = map(found.get, FACTORS)
+    scaling = LongRope(scaling.short, scaling.short, scaling.original_length, *factors)
     return dataclasses.replace(rope, scaling=scaling)
 
 
@@ -125,6 +117,27 @@ def _rope_keys(rope: Rope) -> dict:
     }
 
 
+def _preset(f: int, rope: Rope, window: int, length: int) -> Config:
+    norm = LayerNorm(1e-5)
+    mixer = Attention(32, 8, 128, rope, window, qkv_bias=True, o_bias=True)
+    moe = MoE(16, 2, f, jitter=0.01, **ROUTER)
+    stacks = stack_layers((Layer(mixer, moe, norm),) * 32)
+    return Config(32064, 4096, stacks, norm, max_length=length, family="phimoe", head_bias=True)
+
+
+_SHORT = (
+    1.0, *(3 * (1.0399999618530273,)), *(10 * (1.0499999523162842,)), 1.059999942779541,
+    1.059999942779541, *(4 * (1.0699999332427979,)), 1.1399999856948853,
+    *(4 * (1.159999966621399,)), 1.1799999475479126, 1.1999999284744263, 1.3199999332427979,
+    1.3399999141693115, 1.3499999046325684, 1.3999998569488525, 1.4799998998641968,
+    1.4999998807907104, 1.589999794960022, 1.6499998569488525, 1.71999990940094, 1.8999998569488525,
+    1.9099998474121094, 1.9099998474121094, 1.9899998903274536, 1.9999998807907104,
+    1.9999998807907104, *(17 * (2.009999990463257,)), 2.0999999046325684, 2.319999933242798,
+    2.419999837875366, 2.5899999141693115, 2.7899999618530273,
+)  # fmt: skip
+_FACTOR = 1.243163121016122  # of cos and sin, for short and long texts
+_SCALING = LongRope(_SHORT, _SHORT, 4096, _FACTOR, _FACTOR)
+
 FAMILY = Family(
     model_type="phimoe",
     architecture="PhimoeForCausalLM",
@@ -132,5 +145,8 @@ FAMILY = Family(
     table=TABLE,
     from_hf=from_hf,
     to_hf=to_hf,
-    presets={},
+    presets={
+        "phi-3.5-moe": _preset(6400, Rope(128, scaling=_SCALING), window=131072, length=131072),
+        "phi-mini-moe": _preset(960, Rope(128), window=2047, length=4096),
+    },
 )

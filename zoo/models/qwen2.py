@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
 
 DEFAULTS = {
@@ -37,7 +37,7 @@ DEFAULTS = {
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type qwen2."""
     keys = Keys(hf, DEFAULTS)
-    norm = Norm(float(keys["rms_norm_eps"]))
+    norm = Norm(keys.number("rms_norm_eps"))
     ffn = MLP(keys.integer("intermediate_size"), keys.activation())
     layers = tuple(
         Layer(parts.attention(keys, qkv_bias=True, window=window), ffn, norm)
@@ -72,7 +72,7 @@ _14B = dict(layers=48, d=5120, n=40, k=8, f=13824, eps=1e-5)
 FAMILY = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
-    table=(*parts.TOP, *parts.NORMS, *parts.ATTENTION, *parts.FFN),
+    table=tables.LLAMA,
     from_hf=from_hf,
     to_hf=to_hf,
     presets={  # base models; instructed ones differ in length, and above 7B in eps (1e-6)
@@ -87,10 +87,10 @@ FAMILY = Family(
         "qwen2.5-14b": _preset(**_14B),
         "qwen2.5-32b": _preset(**_32B),
         "qwen2.5-72b": _preset(80, 8192, 64, 8, 29568, eps=1e-5),
-        # from memory: length and theta; parameter counts agree
         "qwq-32b": _preset(**_32B, length=40960),
         "deepseek-r1-distill-qwen-1.5b": _preset(28, 1536, 12, 2, 8960, theta=1e4, vocab=151936),
         "deepseek-r1-distill-qwen-7b": _preset(28, 3584, 28, 4, 18944, theta=1e4),
+        # a GGUF of a 14B says theta, length and eps; from memory: theta of the 32B
         "deepseek-r1-distill-qwen-14b": _preset(**_14B),
         "deepseek-r1-distill-qwen-32b": _preset(**_32B),
     },

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys
 from zoo.hf.table import Linear, Row
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
 from zoo.models.parts import attention, common, decoder, heads, layer_windows, windows
 
@@ -43,15 +43,15 @@ DEFAULTS = {
     "norm_topk_prob": False,
 }
 SHARED = (
-    *parts.shared_expert("shared_expert"),
-    Row(parts.IN_MLP + "shared_expert_gate.weight", "moe/shared_gate/w", Linear()),
+    *tables.shared_expert("shared_expert"),
+    Row(tables.IN_MLP + "shared_expert_gate.weight", "moe/shared_gate/w", Linear()),
 )
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type qwen2_moe."""
     keys = Keys(hf, DEFAULTS)
-    norm, act = Norm(float(keys["rms_norm_eps"])), keys.activation()
+    norm, act = Norm(keys.number("rms_norm_eps")), keys.activation()
     dense = MLP(keys.integer("intermediate_size"), act)
     moe = parts.experts(
         keys,
@@ -89,6 +89,7 @@ def to_hf(cfg: Config) -> dict:
 def _windows(keys: Keys) -> list[int | None]:
     """Each layer's window."""
     on, last = bool(keys["use_sliding_window"]), keys["max_window_layers"]
+    last = keys.integer("max_window_layers", 0) if on else last
     default = [
         "sliding_attention" if on and i % 2 == 0 and i < last else "full_attention"
         for i in range(keys.integer("num_hidden_layers"))
@@ -107,7 +108,7 @@ def _preset(layers, d, n, k, f, shared, experts, top_k, length) -> Config:
 FAMILY = Family(
     model_type="qwen2_moe",
     architecture="Qwen2MoeForCausalLM",
-    table=(*parts.TOP, *parts.NORMS, *parts.ATTENTION, *parts.FFN, *parts.EXPERTS, *SHARED),
+    table=(*tables.LLAMA, *tables.EXPERTS, *SHARED),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={

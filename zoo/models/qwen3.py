@@ -11,13 +11,9 @@ from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys
+from zoo.models import parts
 from zoo.models.family import Family
 from zoo.models.parts import (
-    ATTENTION,
-    FFN,
-    NORMS,
-    QK_NORM,
-    TOP,
     attention,
     common,
     decoder,
@@ -26,8 +22,10 @@ from zoo.models.parts import (
     late_windows,
     write_late_windows,
 )
+from zoo.models.tables import LLAMA, QK_NORM
 
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 151936,
     "hidden_size": 4096,
     "intermediate_size": 22016,
@@ -35,12 +33,8 @@ DEFAULTS = {
     "num_attention_heads": 32,
     "num_key_value_heads": 32,
     "head_dim": 128,
-    "hidden_act": "silu",
     "max_position_embeddings": 32768,
     "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
     "use_sliding_window": False,
     "sliding_window": 4096,
     "max_window_layers": 28,
@@ -51,7 +45,7 @@ DEFAULTS = {
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type qwen3."""
     keys = Keys(hf, DEFAULTS)
-    norm = Norm(float(keys["rms_norm_eps"]))
+    norm = Norm(keys.number("rms_norm_eps"))
     ffn = MLP(keys.integer("intermediate_size"), keys.activation())
     bias = keys["attention_bias"]
     layers = tuple(
@@ -81,13 +75,14 @@ def _preset(layers, d, n, f, tied=False, theta=1e6, length=40960) -> Config:
 FAMILY = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    table=(*TOP, *NORMS, *ATTENTION, *QK_NORM, *FFN),
+    table=(*LLAMA, *QK_NORM),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
         "qwen3-0.6b": _preset(28, 1024, 16, 3072, tied=True),
         "qwen3-1.7b": _preset(28, 2048, 16, 6144, tied=True),
         "qwen3-4b": _preset(36, 2560, 32, 9728, tied=True),
+        "qwen3-4b-2507": _preset(36, 2560, 32, 9728, tied=True, theta=5e6, length=262144),
         "qwen3-8b": _preset(36, 4096, 32, 12288),
         "qwen3-14b": _preset(40, 5120, 40, 17408),
         "qwen3-32b": _preset(64, 5120, 64, 25600),

@@ -12,21 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Config, MoE
-from zoo.hf.keys import Keys
+from zoo.hf.keys import Fields, Keys
 from zoo.hf.table import Linear, Row, Rows
-from zoo.models import parts, qwen3_next
-from zoo.models.family import Family, Wrapper
-from zoo.models.qwen3_next import (
-    EXTRAS,
-    HYBRID,
-    IN_LINEAR,
-    SHARED_EXPERT,
-    hybrid,
-    hybrid_keys,
-    hybrid_preset,
-    mixture,
-    mixture_keys,
-)
+from zoo.models import hybrid, qwen3_next, qwen_vl, tables
+from zoo.models.family import Family
+from zoo.models.hybrid import IN_LINEAR
+from zoo.models.qwen3_next import SHARED_EXPERT
 
 _ABSENT = ("decoder_sparse_step", "norm_topk_prob", "intermediate_size")
 _MOE_ONLY = (
@@ -66,14 +57,14 @@ def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type qwen3_5_text."""
     keys = Keys(hf, DEFAULTS, UNUSED)
     ffn = MLP(keys.integer("intermediate_size"), keys.activation())
-    return hybrid(keys, lambda i: ffn, _without_images)
+    return hybrid.model(keys, lambda i: ffn, _without_images)
 
 
 def moe_from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type qwen3_5_moe_text."""
     keys = Keys(hf, MOE_DEFAULTS, UNUSED | {"intermediate_size"})
-    ffn = mixture(keys)
-    return hybrid(keys, lambda i: ffn, _without_images)
+    ffn = hybrid.mixture(keys)
+    return hybrid.model(keys, lambda i: ffn, _without_images)
 
 
 def to_hf(cfg: Config) -> dict:
@@ -83,78 +74,68 @@ def to_hf(cfg: Config) -> dict:
 
 def moe_to_hf(cfg: Config) -> dict:
     """The config keys of model_type qwen3_5_moe_text."""
-    return {**_keys(cfg), **mixture_keys(cfg.layers[0].ffn)}
+    return {**_keys(cfg), **hybrid.mixture_keys(cfg.layers[0].ffn)}
 
 
 def _keys(cfg: Config) -> dict:
-    return {**hybrid_keys(cfg), "mtp_num_hidden_layers": len(cfg.mtp)}
+    return {**hybrid.keys_of(cfg), "mtp_num_hidden_layers": len(cfg.mtp)}
 
 
-def _without_images(rope: dict) -> None:
+def _without_images(rope: Fields) -> None:
     """Which pairs turn by which of the three positions."""
-    for key in ("mrope_section", "mrope_interleaved"):
-        rope.pop(key, None)
+    rope.pop("mrope_section", [int])
+    rope.pop("mrope_interleaved", bool)
 
 
 def _dense(layers, d, heads, kv, v_heads, f, tied=False) -> Config:
-    return hybrid_preset("qwen3_5_text", 248320, layers, d, heads, kv, v_heads, MLP(f), tied)
+    return hybrid.preset("qwen3_5_text", 248320, layers, d, heads, kv, v_heads, MLP(f), tied)
 
 
 def _moe(layers, d, heads, v_heads, experts, top_k, f) -> Config:
     ffn = MoE(experts, top_k, f, shared=MLP(f), shared_gate=True)
-    return hybrid_preset("qwen3_5_moe_text", 248320, layers, d, heads, 2, v_heads, ffn)
+    return hybrid.preset("qwen3_5_moe_text", 248320, layers, d, heads, 2, v_heads, ffn)
 
 
-_TABLE = (*HYBRID, *FLAT, *parts.FFN)
-_MOE_TABLE = (*HYBRID, *FLAT, *parts.FUSED_EXPERTS, *parts.EXPERTS, *SHARED_EXPERT)
+_27B = _dense(64, 5120, 24, 4, 48, 17408)
+_35B = _moe(40, 2048, 16, 32, 256, 8, 512)
+_TABLE = (*hybrid.TABLE, *FLAT, *tables.FFN)
+_MOE_TABLE = (*hybrid.TABLE, *FLAT, *tables.FUSED_EXPERTS, *tables.EXPERTS, *SHARED_EXPERT)
 
 FAMILY = Family(
     model_type="qwen3_5_text",
     architecture="Qwen3_5ForCausalLM",
-    table=(*_TABLE, *parts.named_predictor(_TABLE)),
+    table=(*_TABLE, *tables.named_predictor(_TABLE)),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
-        # 0.8b, 2b and 4b from memory: their parameter counts are near their names
+        # from memory: 2b; its parameter count is near its name
         "qwen3.5-0.8b": _dense(24, 1024, 8, 2, 16, 3584, tied=True),
         "qwen3.5-2b": _dense(24, 2048, 8, 2, 16, 6144, tied=True),
         "qwen3.5-4b": _dense(32, 2560, 16, 4, 32, 9216, tied=True),
         "qwen3.5-9b": _dense(32, 4096, 16, 4, 32, 12288),
-        "qwen3.5-27b": _dense(64, 5120, 24, 4, 48, 17408),
+        "qwen3.5-27b": _27B,
+        "qwen3.6-27b": _27B,
     },
-    extras=EXTRAS,
+    extras=hybrid.EXTRAS,
 )
 MOE_FAMILY = Family(
     model_type="qwen3_5_moe_text",
     architecture="Qwen3_5MoeForCausalLM",
-    table=(*_MOE_TABLE, *parts.named_predictor(_MOE_TABLE)),
+    table=(*_MOE_TABLE, *tables.named_predictor(_MOE_TABLE)),
     from_hf=moe_from_hf,
     to_hf=moe_to_hf,
     presets={
-        "qwen3.5-35b-a3b": _moe(40, 2048, 16, 32, 256, 8, 512),
-        # 122b-a10b and 397b-a17b from memory: their parameter counts agree
+        "qwen3.5-35b-a3b": _35B,
+        "qwen3.6-35b-a3b": _35B,
         "qwen3.5-122b-a10b": _moe(48, 3072, 32, 64, 256, 8, 1024),
         "qwen3.5-397b-a17b": _moe(60, 4096, 32, 64, 512, 10, 1024),
     },
-    extras=EXTRAS,
+    extras=hybrid.EXTRAS,
 )
 
-
-def _whole(model_type: str, architecture: str, family: str) -> Wrapper:
-    return Wrapper(
-        model_type=model_type,
-        architecture=architecture,
-        families=(family,),
-        prefixes=({
-            "model.": "model.language_model.", "lm_head.": "lm_head.", "mtp.": "mtp.",
-        },),
-        extras=(r"model\.visual\..*",),
-        keys=frozenset({
-            "image_token_id", "language_model_only", "video_token_id", "vision_config",
-            "vision_end_token_id", "vision_start_token_id",
-        }),
-    )  # fmt: skip
-
-
-WRAPPER = _whole("qwen3_5", "Qwen3_5ForConditionalGeneration", "qwen3_5_text")
-MOE_WRAPPER = _whole("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe_text")
+_WHOLE = dict(
+    prefixes=({**qwen_vl.NESTED, "mtp.": "mtp."},),
+    keys=qwen_vl.IMAGE_KEYS | {"language_model_only"},
+)
+WRAPPER = qwen_vl.whole("qwen3_5", "Qwen3_5", **_WHOLE)
+MOE_WRAPPER = qwen_vl.whole("qwen3_5_moe", "Qwen3_5Moe", **_WHOLE)

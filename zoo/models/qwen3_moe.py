@@ -12,11 +12,12 @@ from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
 from zoo.models.parts import attention, common, decoder, heads
 
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 151936,
     "hidden_size": 2048,
     "intermediate_size": 6144,
@@ -24,12 +25,8 @@ DEFAULTS = {
     "num_attention_heads": 32,
     "num_key_value_heads": 4,
     "head_dim": None,
-    "hidden_act": "silu",
     "max_position_embeddings": 32768,
     "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
     "use_sliding_window": False,
     "sliding_window": 4096,
     "decoder_sparse_step": 1,
@@ -38,6 +35,10 @@ DEFAULTS = {
     "num_experts": 128,
     "norm_topk_prob": False,
     "mlp_only_layers": None,
+    # In released files; the class takes them for granted.
+    "qkv_bias": False,
+    "shared_expert_intermediate_size": 0,
+    "use_qk_norm": True,
 }
 UNUSED = frozenset({"max_window_layers"})  # in released files; the class has no such key
 
@@ -45,7 +46,7 @@ UNUSED = frozenset({"max_window_layers"})  # in released files; the class has no
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type qwen3_moe."""
     keys = Keys(hf, DEFAULTS, UNUSED)
-    norm = Norm(float(keys["rms_norm_eps"]))
+    norm = Norm(keys.number("rms_norm_eps"))
     on, window = keys["use_sliding_window"], keys["sliding_window"]
     window = window if on else None
     mixer = attention(keys, o_bias=keys["attention_bias"], qk_norm=norm, window=window)
@@ -83,22 +84,20 @@ def _preset(layers, d, n, k, f, experts, theta, length) -> Config:
     return Config(151936, d, stacks, norm, max_length=length, family="qwen3_moe")
 
 
+_30B_LONG = _preset(48, 2048, 32, 4, 768, 128, 1e7, 262144)
+
 FAMILY = Family(
     model_type="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
-    table=(
-        *parts.TOP,
-        *parts.NORMS,
-        *parts.ATTENTION,
-        *parts.QK_NORM,
-        *parts.FFN,
-        *parts.EXPERTS,
-    ),
+    table=(*tables.LLAMA, *tables.QK_NORM, *tables.EXPERTS),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
         "qwen3-30b-a3b": _preset(48, 2048, 32, 4, 768, 128, 1e6, 40960),
         "qwen3-235b-a22b": _preset(94, 4096, 64, 4, 1536, 128, 1e6, 40960),
+        "qwen3-30b-a3b-2507": _30B_LONG,
+        "qwen3-235b-a22b-2507": _preset(94, 4096, 64, 4, 1536, 128, 5e6, 262144),
+        "qwen3-coder-30b-a3b": _30B_LONG,  # from memory: that it has the sizes of 2507
         "qwen3-coder-480b-a35b": _preset(62, 6144, 96, 8, 2560, 160, 1e7, 262144),
     },
 )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
 
 DEFAULTS = {
@@ -35,7 +35,7 @@ UNUSED = frozenset({"attention_dropout", "residual_dropout"})
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type seed_oss."""
     keys = Keys(hf, DEFAULTS, UNUSED)
-    norm = Norm(float(keys["rms_norm_eps"]))
+    norm = Norm(keys.number("rms_norm_eps"))
     mixer = parts.attention(keys, keys["attention_out_bias"])
     ffn = MLP(keys.integer("intermediate_size"), keys.activation(), bool(keys["mlp_bias"]))
     return parts.uniform(keys, mixer, ffn, norm)
@@ -63,7 +63,7 @@ def _preset(layers, d, n, k, f) -> Config:
 FAMILY = Family(
     model_type="seed_oss",
     architecture="SeedOssForCausalLM",
-    table=(*parts.TOP, *parts.NORMS, *parts.ATTENTION, *parts.FFN),
+    table=tables.LLAMA,
     from_hf=from_hf,
     to_hf=to_hf,
     presets={"seed-oss-36b": _preset(64, 5120, 80, 8, 27648)},

@@ -41,7 +41,7 @@ UNUSED = frozenset({"max_window_layers"})  # in released files; the class has no
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type smollm3."""
     keys = Keys(hf, DEFAULTS, UNUSED)
-    norm, bias = Norm(float(keys["rms_norm_eps"])), keys["attention_bias"]
+    norm, bias = Norm(keys.number("rms_norm_eps")), keys["attention_bias"]
     ffn = MLP(keys.integer("intermediate_size"), keys.activation(), bool(keys["mlp_bias"]))
     turned, rope = _turned(keys), read_rope(keys, parts.head_dim(keys))
     on = bool(keys["use_sliding_window"] and keys["sliding_window"])
@@ -92,7 +92,6 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
-        # from memory: theta and length; its parameter count agrees
         "smollm3-3b": _preset(36, 2048, 16, 4, 11008),
     },
 )

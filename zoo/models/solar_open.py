@@ -10,25 +10,22 @@ from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, read_rope
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
 from zoo.models.glm4_moe import MOE_DEFAULTS, ROUTED, ROUTER, mixture, mixture_keys
 from zoo.models.parts import attention, common, head_dim, heads
 
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 196608,
     "hidden_size": 4096,
     "num_hidden_layers": 48,
     "num_attention_heads": 64,
     "num_key_value_heads": 8,
     "head_dim": 128,
-    "hidden_act": "silu",
     "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-5,
     "rope_theta": 1_000_000.0,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
     "moe_intermediate_size": 1280,
     "n_routed_experts": 128,
     "n_shared_experts": 1,
@@ -42,7 +39,7 @@ UNUSED = frozenset({"intermediate_size"})  # of dense layers, which there are no
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type solar_open."""
     keys = Keys(hf, DEFAULTS, UNUSED)
-    norm = Norm(float(keys["rms_norm_eps"]))
+    norm = Norm(keys.number("rms_norm_eps"))
     mixer = attention(keys, rope=read_rope(keys, head_dim(keys), partial=True))
     moe = mixture(keys, keys.alias("n_routed_experts", "num_local_experts"), "n_shared_experts")
     return parts.uniform(keys, mixer, moe, norm)
@@ -66,7 +63,7 @@ _LAYER = Layer(Attention(64, 8, 128, Rope(128, 1e6)), _MOE, _NORM)
 FAMILY = Family(
     model_type="solar_open",
     architecture="SolarOpenForCausalLM",
-    table=(*parts.TOP, *parts.NORMS, *parts.ATTENTION, *ROUTED),
+    table=(*tables.TOP, *tables.NORMS, *tables.ATTENTION, *ROUTED),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={

@@ -19,10 +19,11 @@ from dataclasses import replace
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, activation_name
 from zoo.hf.table import Linear, Row
-from zoo.models import parts
+from zoo.models import parts, tables
 from zoo.models.family import Family
 
 DEFAULTS = {
+    **parts.DEFAULTS,
     "vocab_size": 100352,
     "hidden_size": 3072,
     "num_hidden_layers": 32,
@@ -30,11 +31,7 @@ DEFAULTS = {
     "num_key_value_heads": 8,
     "head_dim": 128,
     "max_position_embeddings": 65536,
-    "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
     "rope_theta": 5e6,
     "sliding_window": 4096,
     "layer_types": None,
@@ -47,7 +44,7 @@ DEFAULTS = {
 }
 
 SHARED_EXPERT = tuple(
-    Row(f"{parts.IN_MLP}shared_expert.{part}_proj.weight", f"moe/shared/{part}/w", Linear())
+    Row(f"{tables.IN_MLP}shared_expert.{part}_proj.weight", f"moe/shared/{part}/w", Linear())
     for part in ("gate", "up", "down")
 )
 
@@ -59,7 +56,7 @@ def from_hf(hf: Mapping) -> Config:
     it, each layer has its own.
     """
     keys = Keys(hf, DEFAULTS)
-    norm, act = Norm(float(keys["rms_norm_eps"])), keys.activation()
+    norm, act = Norm(keys.number("rms_norm_eps")), keys.activation()
     moe = MoE(
         experts=keys.integer("num_experts"),
         top_k=keys.integer("num_experts_per_tok"),
@@ -133,10 +130,10 @@ FAMILY = Family(
     model_type="yi_lightning_sketch",
     architecture="YiLightningSketchForCausalLM",
     table=(
-        *parts.TOP,
-        *parts.NORMS,
-        *parts.ATTENTION,
-        *parts.EXPERTS,
+        *tables.TOP,
+        *tables.NORMS,
+        *tables.ATTENTION,
+        *tables.EXPERTS,
         *SHARED_EXPERT,
     ),
     from_hf=from_hf,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from zoo.config import MLA, MLP, Config, Layer, Norm, Rope, Stack
 from zoo.hf.keys import Keys, activation_name
-from zoo.models import latent, parts
+from zoo.models import latent, parts, tables
 from zoo.models.family import Family
 
 DEFAULTS = {
@@ -34,7 +34,7 @@ UNUSED = latent.UNUSED | {"embedding_initializer_range"}
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type youtu."""
     keys = Keys(hf, DEFAULTS, UNUSED)
-    norm = Norm(float(keys["rms_norm_eps"]))
+    norm = Norm(keys.number("rms_norm_eps"))
     mixer = latent.attention(keys, latent.rotation(keys))
     layer = Layer(mixer, MLP(keys.integer("intermediate_size"), keys.activation()), norm)
     return parts.decoder(keys, (layer,) * keys.integer("num_hidden_layers"), norm)
@@ -54,14 +54,14 @@ def to_hf(cfg: Config) -> dict:
 def _2b() -> Config:
     norm = Norm(1e-6)
     mixer = MLA(16, 1536, 512, 128, 64, 128, Rope(64, 1.6e6, interleaved=True))
-    stacks = (Stack(32, (Layer(mixer, MLP(6144), norm),)),)  # from memory: theta
+    stacks = (Stack(32, (Layer(mixer, MLP(6144), norm),)),)
     return Config(128256, 2048, stacks, norm, True, 131072, "youtu")
 
 
 FAMILY = Family(
     model_type="youtu",
     architecture="YoutuForCausalLM",
-    table=(*parts.TOP, *parts.NORMS, *latent.LATENT, *parts.FFN),
+    table=(*tables.TOP, *tables.NORMS, *latent.LATENT, *tables.FFN),
     from_hf=from_hf,
     to_hf=to_hf,
     presets={"youtu-llm-2b": _2b()},

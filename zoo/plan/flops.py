@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, MoE
+from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, MoE, Stack
 from zoo.hf.layout import layer_shapes
 
 
@@ -47,13 +47,15 @@ def forward(cfg: Config, batch: int, tokens: int, past: int = 0, logits: int | N
         past: tokens of a row that the cache holds.
         logits: tokens of a row that logits are needed for; None is all.
     """
-    found = Work()
-    for stack in cfg.stacks:
-        for layer in stack.layers:
-            found += _layer(cfg, layer, tokens, past) * stack.repeats
     needed = tokens if logits is None else logits
-    head = 2.0 * needed * cfg.embed_dim * cfg.vocab_size
-    return (found + Work(head=head)) * batch
+    head = Work(head=2.0 * batch * needed * cfg.embed_dim * cfg.vocab_size)
+    return sum((of_stack(cfg, stack, batch, tokens, past) for stack in cfg.stacks), head)
+
+
+def of_stack(cfg: Config, stack: Stack, batch: int, tokens: int, past: int = 0) -> Work:
+    """The part of `forward` that the layers of one stack do."""
+    layers = (_layer(cfg, layer, tokens, past) for layer in stack.layers)
+    return sum(layers, Work()) * (stack.repeats * batch)
 
 
 def predictors(cfg: Config, batch: int, tokens: int) -> Work:

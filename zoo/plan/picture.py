@@ -25,12 +25,13 @@ def draw(plan: Plan, name: str, path: str | os.PathLike) -> None:
     above.axvline(memory.capacity / GiB, color="#d1495b", linewidth=2)
     above.set(xlabel="GiB per chip; the red line is what it has")
     above.set_title(f"{name} · {plan.work.mode} on {plan.topology} · {verdict(plan)}", fontsize=9)
-    milliseconds = {
+    seconds = {
         "cores": plan.compute_seconds, "memory": plan.memory_seconds, "links": plan.link_seconds,
     }  # fmt: skip
-    _bar(below, {label: 1e3 * value for label, value in milliseconds.items()})
-    below.axvline(1e3 * plan.seconds, color="#d1495b", linewidth=2)
-    below.set(xlabel="milliseconds of a run, one after the other; the red line is the estimate")
+    unit, scale = ("seconds", 1) if plan.seconds >= 1 else ("milliseconds", 1e3)
+    _bar(below, {label: scale * value for label, value in seconds.items()})
+    below.axvline(scale * plan.seconds, color="#d1495b", linewidth=2)
+    below.set(xlabel=f"{unit} of a run, one after the other; the red line is the estimate")
     write(figure, path)
 
 

@@ -54,6 +54,8 @@ class Plan:
         memory: per chip.
         model_flops: that the mathematics needs, of all chips together.
         recomputed: that rematerialisation adds to them.
+        lost: what chips could do while stages wait for each other, or all do the same.
+        schedule: of the stages, where layers run in them.
         product_flops: in products of the compiled program, of all chips; None without one.
         kernels: calls of Pallas kernels per device, whose products XLA does not see.
         traffic: bytes that a chip moves to and from its memory, by arithmetic.
@@ -69,6 +71,8 @@ class Plan:
     memory: Memory
     model_flops: float
     recomputed: float
+    lost: float
+    schedule: estimate.Schedule | None
     product_flops: float | None
     kernels: dict[str, int]
     traffic: float
@@ -80,9 +84,9 @@ class Plan:
 
     @property
     def compute_seconds(self) -> float:
-        """At the peak of all chips, recomputation included."""
+        """At the peak of all chips, with recomputation and with what stages lose."""
         chips = self.topology.chips * self.topology.chip.flops
-        return (self.model_flops + self.recomputed) / chips
+        return (self.model_flops + self.recomputed + self.lost) / chips
 
     @property
     def memory_seconds(self) -> float:
@@ -128,6 +132,8 @@ class Plan:
         slices = math.prod(self.across.get(axis, 1) for axis in one.axes)
         within = dataclasses.replace(one, size=max(1, one.size // slices))
         size = math.ceil(within.size / cores)
+        if one.kind == "collective-permute" and topology.chip.is_tpu:
+            size = min(size, 2)  # to a neighbour goes one link
         sent = within.sent * cores
         if exchange:  # links carry the rows of others, too
             sent *= topology.hops(size) / slices
@@ -177,16 +183,24 @@ def make_plan(
     """
     sizes = sharding.mesh_sizes(mesh, topology.devices)
     rules = sharding.find_rules(rules)
-    _check(cfg, work)
+    if work.length > cfg.max_length:
+        raise ValueError(
+            f"length={work.length} is beyond the model's max_length={cfg.max_length}: shorten it"
+        )
     across = sharding.across_slices(mesh, topology.devices, topology.slices)
     spec = ",".join(f"{name}={size}" for name, size in sizes.items())
-    parts = program(cfg, work, sharding.abstract_mesh(spec), rules).parts
+    shape = sharding.abstract_mesh(spec)
+    sharding.check_mesh(shape, rules)
+    parts = program(cfg, work, shape, rules).parts
     cores = topology.chip.cores
     held = [device_bytes(part) * cores for part in parts]
+    gradients = held[1] // 2  # AdamW keeps two numbers for each
     layout = estimate.Layout(cfg, work, sizes, rules)
     found, how = _compiled(cfg, work, topology, mesh, rules) if compile else (None, "arithmetic")
     if found is None:
-        temporaries = int(estimate.temporaries(layout, held[0] // cores, held[2] // cores)) * cores
+        params, cache = held[0] // cores, held[2] // cores
+        guess = estimate.temporaries(layout, gradients // cores, cache, params)
+        temporaries = int(guess) * cores
     else:
         temporaries = max(found.total * cores - sum(held), found.temporaries * cores)
     capacity = topology.chip.memory
@@ -197,11 +211,11 @@ def make_plan(
     return Plan(
         cfg, work, topology, sizes, across, how,
         Memory(*held, temporaries, capacity),
-        model, again,
+        model, again, _lost(layout), layout.schedule,
         None if counted is None else counted.flops * topology.devices,
         {} if counted is None else counted.kernels,
-        estimate.memory_traffic(layout, (held[0] + held[1]) // cores, held[2] // cores) * cores,
-        _collectives(layout, counted, across),
+        estimate.memory_traffic(layout, 3 * gradients // cores, held[2] // cores) * cores,
+        _collectives(layout, counted, across, held[2] // cores),
     )  # fmt: skip
 
 
@@ -218,12 +232,14 @@ def _compiled(cfg, work, topology, mesh, rules) -> tuple[compiled.Compiled | Non
     return found, how
 
 
-def _collectives(layout, counted, across: dict[str, int]) -> tuple[Collective, ...]:
+def _collectives(
+    layout, counted, across: dict[str, int], cache_bytes: int = 0
+) -> tuple[Collective, ...]:
     """As compiled; by arithmetic what is not, and what goes from slice to slice.
 
     For that, the compiler makes transfers between hosts, which do not say how much they move.
     """
-    guessed = estimate.collectives(layout)
+    guessed = estimate.collectives(layout, cache_bytes)
     if counted is None:
         return tuple(guessed)
     inside = [one for one in counted.collectives if not across.keys() & set(one.axes)]
@@ -239,16 +255,27 @@ def _flops(cfg: Config, work: Workload) -> tuple[float, float]:
     forward = flops.forward(cfg, work.batch, work.length)
     if work.mtp_loss:
         forward += flops.predictors(cfg, work.batch, work.length)
+    return _passes(forward, work)
+
+
+def _passes(forward: flops.Work, work: Workload) -> tuple[float, float]:
+    """What a training step makes of a forward pass, and what recomputing that adds."""
     again = {
         "nothing": 0.0,
         "cheap": forward.attention,
         "everything": forward.total - forward.head,
     }[work.remat]
-    return 3 * forward.total, again
+    if work.lora is None:
+        return 3 * forward.total, again
+    # What stays has no gradient of its own; products of adapters are a percent, and not counted.
+    return 2 * forward.total + forward.attention, again
 
 
-def _check(cfg: Config, work: Workload) -> None:
-    if work.length > cfg.max_length:
-        raise ValueError(
-            f"length={work.length} is beyond the model's max_length={cfg.max_length}: shorten it"
-        )
+def _lost(layout: estimate.Layout) -> float:
+    """Of layers in stages the bubble; of all others, what is done more than once."""
+    cfg, work, staged = layout.cfg, layout.work, 0.0
+    for stack in filter(layout.staged, cfg.stacks):
+        staged += sum(_passes(flops.of_stack(cfg, stack, work.batch, work.length), work))
+    bubble = 0.0 if layout.schedule is None else layout.schedule.bubble
+    others = sum(_flops(cfg, work)) - staged
+    return staged * bubble / (1 - bubble) + others * (layout.repeating - 1)

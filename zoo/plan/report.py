@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from zoo.describe import human
+from zoo.pipes import Console
 from zoo.plan.hardware import GiB
 from zoo.plan.planner import Plan
 
@@ -50,8 +51,10 @@ def verdict(plan: Plan) -> str:
 def _parts(plan: Plan, name: str, tokens: float | None) -> list:
     work, mesh = plan.work, {k: v for k, v in plan.mesh.items() if v > 1} or {"data": 1}
     cut = " x ".join(f"{axis}={size}" for axis, size in mesh.items())
+    what = work.mode if work.lora is None else f"{work.mode} LoRA of rank {work.lora.rank}"
+    what += "" if work.rounds_to is None else f" on {work.rounds_to}"
     title = (
-        f"{name} · {work.mode} · {work.batch} rows of {work.length} tokens · {plan.topology} "
+        f"{name} · {what} · {work.batch} rows of {work.length} tokens · {plan.topology} "
         f"({plan.topology.chips} chips) · {cut}"
     )
     style = "bold green" if plan.fits else "bold red"
@@ -87,6 +90,8 @@ def _counts(plan: Plan) -> Table:
     table.add_row("the model's mathematics", f"{plan.model_flops:.4g}")
     if plan.recomputed:
         table.add_row("recomputed (rematerialisation)", f"{plan.recomputed:.4g}")
+    if plan.lost:
+        table.add_row("lost to devices that wait, or repeat others", f"{plan.lost:.4g}")
     if plan.product_flops is not None:
         table.add_row("products in XLA's program", f"{plan.product_flops:.4g}")
     for kernel, calls in plan.kernels.items():
@@ -110,6 +115,11 @@ def _links(plan: Plan) -> Table:
 
 def _time(plan: Plan, tokens: float | None) -> Table:
     table = Table("estimate", "", title="time", title_justify="left")
+    if plan.schedule is not None:
+        stages, count, rounds = plan.schedule
+        times = f"{rounds} rounds" if rounds > 1 else "1 round"
+        way = f"{plan.schedule.bubble:.1%} ({count} microbatches, {times})"
+        table.add_row(f"bubble of {stages} stages", way)
     table.add_row("cores, at their peak", _seconds(plan.compute_seconds))
     table.add_row("memory", _seconds(plan.memory_seconds))
     table.add_row("links", _seconds(plan.link_seconds))

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from zoo import sharding
 from zoo.config import Config, MoE
+from zoo.mesh import AXES
 from zoo.plan.hardware import Topology
 from zoo.plan.planner import Plan, make_plan
 from zoo.plan.workload import Workload
 
 TOO_MANY = 4096
 """Rows of a batch that search goes up to, per chip."""
+
+MOST_TENSOR = 16
+"""Devices that share a layer's products: more spend their time on sums of activations."""
+
+LEAST_SHARE = 4096
+"""Tokens of a row that a device has at least, where several share it (`context`)."""
 
 
 def search(
@@ -24,9 +32,10 @@ def search(
 ) -> list[Plan]:
     """Plans ranked: those that fit first, by tokens per second, then those that lack least.
 
-    Every way to cut the slice's devices into data, fsdp, tensor and expert axes is tried, with
-    batches that double from the smallest one that divides, until the memory is full. In training,
-    `work.batch` is the batch that the learning rate was chosen for, and is kept.
+    Every way to cut the slice's devices into data, fsdp, tensor and expert axes is tried, and in
+    training also into stages, which go by `work.microbatches` and `work.rounds`, or long rows into
+    context; with batches that double from the smallest one that divides, until the memory is full.
+    In training, `work.batch` is the batch that the learning rate was chosen for, and is kept.
 
     Args:
         cfg: the model.
@@ -38,14 +47,15 @@ def search(
     Raises:
         ValueError: no mesh divides the model and the batch.
     """
+    length = work.length if work.mode == "train" else None
     plans = [
-        plan for mesh in meshes(cfg, topology.devices)
+        plan for mesh in meshes(cfg, topology.devices, length)
         if (plan := _best_batch(cfg, work, topology, mesh, rules)) is not None
     ]  # fmt: skip
     if not plans:
         raise ValueError(
             f"no mesh of {topology.devices} devices divides the model and a batch of {work.batch}: "
-            "choose a batch that is a multiple of the devices"
+            "choose a batch that is a multiple of the devices, or say --mesh to see what does not"
         )
     plans.sort(key=_rank)
     best = [
@@ -66,19 +76,39 @@ def spec(mesh: dict[str, int]) -> str:
     return ",".join(f"{name}={size}" for name, size in mesh.items() if size > 1)
 
 
-def meshes(cfg: Config, devices: int) -> Iterator[str]:
-    """Every cut of the devices; experts only where there are, and no more than there are."""
-    counts = [la.ffn.experts for la in cfg.layers if isinstance(la.ffn, MoE)]
-    for tensor in (1, 2, 4, 8, 16):
-        for expert in _powers(min(counts, default=1)):
-            for data in _powers(devices):
-                size, rest = data * expert * tensor, devices % (data * expert * tensor)
-                if rest == 0 and size <= devices:
-                    yield f"data={data},fsdp={devices // size},expert={expert},tensor={tensor}"
+def meshes(cfg: Config, devices: int, length: int | None = None) -> Iterator[str]:
+    """Every cut of the devices that the model divides by: experts only where there are.
+
+    Args:
+        cfg: the model.
+        devices: of the slice.
+        length: tokens of a training step's rows, which alone stages and context are for.
+    """
+    experts = math.gcd(*(la.ffn.experts for la in cfg.layers if isinstance(la.ffn, MoE)))
+    whole = _divisors(devices)
+    for stage, context in _stages_or_context(cfg, whole, length):
+        for tensor in (n for n in whole if n <= MOST_TENSOR):
+            for expert in (n for n in whole if n == 1 or (experts and experts % n == 0)):
+                for data in whole:
+                    size = stage * context * tensor * expert * data
+                    if devices % size == 0:
+                        sizes = data, devices // size, expert, tensor, context, stage
+                        yield ",".join(f"{n}={k}" for n, k in zip(AXES, sizes, strict=True))
 
 
-def _powers(most: int) -> list[int]:
-    return [2**i for i in range(most.bit_length()) if 2**i <= most]
+def _stages_or_context(cfg: Config, sizes: list[int], length: int | None) -> Iterator[tuple]:
+    """As many stages as cut the layers of a stack, or devices as have enough of a row each; never
+    both, since stages cannot share rows."""
+    yield 1, 1
+    for n in sizes[1:] if length is not None else ():
+        if any(stack.repeats % n == 0 for stack in cfg.stacks):
+            yield n, 1
+        if length >= n * LEAST_SHARE and length % (2 * n) == 0:
+            yield 1, n
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
 
 
 def _best_batch(cfg, work: Workload, topology, mesh: str, rules) -> Plan | None:

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import hmac
 import ipaddress
-import json
 import traceback
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -26,7 +25,7 @@ from zoo.serve import chat, completions, fields, tokens
 from zoo.serve.errors import ApiError
 from zoo.serve.model import Model
 from zoo.serve.routing import Route
-from zoo.serve.schema import check
+from zoo.serve.schema import check, parse
 from zoo.serve.server import Server
 from zoo.serve.settings import Settings
 
@@ -39,8 +38,6 @@ POSTS: dict[str, Answer] = {
     "/tokenize": tokens.tokenize,
     "/detokenize": tokens.detokenize,
 }
-MOST_DEPTH = 64
-"""Of lists and objects in a body."""
 CLIENT_LEFT = 499
 """nginx's status for a client that did not wait; it is counted, nobody reads it."""
 
@@ -154,40 +151,19 @@ async def _body(request: Request, settings: Settings) -> Any:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # what a foreign page can send unasked has other types
         raise ApiError(f"the body must be application/json, not {kind[:80]!r}", 415)
-    raw = bytearray()
+    raw, most = bytearray(), settings.body_mib * 2**20
+    large = ApiError(f"the body has more than {settings.body_mib} MiB", 413)
+    if int(request.headers.get("content-length", 0)) > most:
+        raise large
     try:
         async with asyncio.timeout(settings.body_timeout):
             async for chunk in request.stream():
                 raw += chunk
-                if len(raw) > settings.body_mib * 2**20:
-                    raise ApiError(f"the body has more than {settings.body_mib} MiB", 413)
+                if len(raw) > most:
+                    raise large
     except TimeoutError:
         raise ApiError(f"the body took over {settings.body_timeout:g} s to arrive", 408) from None
-    return _parsed(bytes(raw))
-
-
-def _parsed(raw: bytes) -> Any:
-    try:
-        value = json.loads(raw, parse_constant=_no_number)
-    except (ValueError, RecursionError) as e:
-        why = "it is nested too deeply" if isinstance(e, RecursionError) else str(e)
-        raise ApiError(f"the body is not JSON: {why}", code="invalid_json") from e
-    level = [value]
-    for _ in range(MOST_DEPTH):
-        level = [child for parent in level for child in _children(parent)]
-        if not level:
-            return value
-    raise ApiError(f"the body has more than {MOST_DEPTH} levels of lists and objects")
-
-
-def _children(value: Any) -> list:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    return parse(bytes(raw))
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, Response]) -> Response:
@@ -293,6 +269,6 @@ GETS = {
 
 
 async def _refuse(request: Request, error: HTTPException) -> Response:
-    known = ", ".join((*POSTS, *GETS))
+    known = ", ".join((*(f"POST {path}" for path in POSTS), *(f"GET {path}" for path in GETS)))
     message = f"{request.method} {request.url.path[:80]} is not served; there are {known}"
     return ApiError(message, error.status_code, headers=error.headers).response()

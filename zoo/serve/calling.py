@@ -12,12 +12,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from zoo.serve.schema import is_text
 from zoo.serve.thoughts import Thinks
-from zoo.serve.tools import Format, Hole, Parts, Written, is_text, properties
+from zoo.serve.tools import Format, Hole, Parts, Written, properties
 
 SPACE = "[ ]?"
 """Between the parts of JSON: where any white space may stand, models can go on with it for ever."""
 ANYTHING = "/(?s:.*)/"
+NAME = re.compile(r"""[^\s"'`\\<>()\[\]{},=]+""")
+"""Of a function, in all formats."""
 
 
 class Vocabulary(Protocol):
@@ -205,7 +208,9 @@ def _parameters(rules: Rules, written: Written, schema: Mapping[str, Any]) -> st
     # From the last to the first: what can follow if nothing was written before, and if something.
     first = later = '""'
     for key, said in reversed((schema.get("properties") or {}).items()):
-        this = _parameter(rules, written, key, {**said, **shared} if shared else said)
+        if said is False:  # nothing has this schema, and all that of True
+            continue
+        this = _parameter(rules, written, key, {**({} if said is True else said), **shared})
         alone, behind = f"{this} {later}", f"{_then(rules, written.comma)} {this} {later}"
         if key not in needed:
             alone, behind = f"{alone} | {first}", f"{behind} | {later}"
@@ -232,9 +237,10 @@ def _parameter(rules: Rules, written: Written, key: str, schema: Mapping[str, An
 
 def _until(rules: Rules, schema: Mapping[str, Any], end: str) -> str:
     """A text of a schema as it is, and what stands behind it."""
-    if "enum" in schema:
-        return f"{rules.one_of([rules.text(text) for text in schema['enum']])} {rules.text(end)}"
-    return rules.until(end)
+    choices = [schema["const"]] if "const" in schema else schema.get("enum")
+    if choices is None:
+        return rules.until(end)
+    return f"{rules.one_of([rules.text(text) for text in choices])} {rules.text(end)}"
 
 
 def _then(rules: Rules, text: str) -> str:

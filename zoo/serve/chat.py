@@ -18,10 +18,12 @@ from zoo.serve.constraint import Restrict, by_format, by_tools
 from zoo.serve.errors import ApiError
 from zoo.serve.events import EventStream, head, headers
 from zoo.serve.model import Model
+from zoo.serve.schema import parse
 from zoo.serve.server import Server
 from zoo.serve.speech import Plan, Speech, begin, plan
-from zoo.serve.thoughts import Splitter, Thinks
-from zoo.serve.tools import Call, Reader, properties
+from zoo.serve.telling import Call, Delta
+from zoo.serve.thoughts import Counter, Splitter, Thinks
+from zoo.serve.tools import Reader, properties
 
 CONVERSATION = "x-conversation-id"
 """A header; its requests go to one model as long as a route can."""
@@ -58,7 +60,11 @@ async def encode(model: Model, body: Body) -> list[int]:
         variables.setdefault("reasoning_effort", body["reasoning_effort"])
     if overridden := variables.keys() & {"messages", "tools", "documents"}:
         raise ApiError(f"chat_template_kwargs must not have {min(overridden)}: it is a field")
-    encode = partial(asyncio.to_thread, chat.encode, tools=_tools(body), **variables)
+    render = partial(chat.render, tools=_tools(body), **variables)
+
+    async def encode(messages: Sequence[Mapping]) -> list[int]:
+        return await asyncio.to_thread(lambda: model.encode(render(messages), False))
+
     try:
         return await encode(messages)
     except ValueError as e:
@@ -75,6 +81,8 @@ async def encode(model: Model, body: Body) -> list[int]:
 async def _plan(body: Body, model: Model) -> Plan:
     prompt = await encode(model, body)
     how = model.thinks(prompt)
+    if body.get("top_logprobs") and not body.get("logprobs"):
+        raise ApiError("top_logprobs needs logprobs=true", param="top_logprobs")
     most = body.get("max_completion_tokens") or body.get("max_tokens")
     logprobs = (body.get("top_logprobs") or 0) if body.get("logprobs") else None
     return await plan(
@@ -132,6 +140,10 @@ def _message(message: Mapping, where: str) -> dict[str, Any]:
     found = {**message, "role": message["role"].replace("developer", "system")}
     if message.get("content") is not None:
         found["content"] = _content(message)
+    elif message["role"] != "assistant":
+        raise ApiError(f"{where}.content is missing", param=f"{where}.content")
+    elif not message.get("tool_calls"):
+        found["content"] = ""
     if message.get("tool_calls"):
         found["tool_calls"] = [
             _call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(message["tool_calls"])
@@ -142,20 +154,16 @@ def _message(message: Mapping, where: str) -> dict[str, Any]:
 
 def _call(call: Mapping, where: str) -> dict[str, Any]:
     function = call["function"]
-    try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except ValueError as e:
-        raise ApiError(
-            f"{where}.function.arguments is not JSON: {e}", param=f"{where}.function.arguments"
-        ) from e
+    arguments = parse(function["arguments"] or "{}", f"{where}.function.arguments")
     return {**call, "function": {**function, "arguments": arguments}}
 
 
 class _Said(NamedTuple):
-    """What is new of an answer."""
+    """What is new of an answer; its calls come with the end, and what is new of them before."""
 
     thought: str
     text: str
+    deltas: Sequence[Delta]
     calls: Sequence[Call]
     finish: str | None
 
@@ -164,13 +172,20 @@ class _Choice:
     """One answer: its thought, its text, its calls and why it ended."""
 
     def __init__(self, body: Body, speech: Speech):
-        how, given = speech.model.thinks(speech.plan.prompts[0]), _tools(body)
+        model, plan = speech.model, speech.plan
+        how, given = model.thinks(plan.prompts[0]), _tools(body)
         self._thoughts = how and Splitter(how)
-        self._calls = given and Reader(speech.model.calls, properties(given))
+        self._counter = how and Counter(how, model.tokenizer, plan.skip_special)
+        self._calls = given and Reader(model.calls, properties(given))
+
+    @property
+    def thought_tokens(self) -> int:
+        return self._counter.tokens if self._counter else 0
 
     def read(self, piece: Piece) -> _Said:
-        thought, text, calls, finish = "", piece.text, [], piece.finish
+        thought, text, deltas, calls, finish = "", piece.text, [], [], piece.finish
         if self._thoughts:
+            self._counter.push(token.id for token in piece.tokens)
             thought, text = self._thoughts.push(text)
             if finish:
                 last, rest = self._thoughts.end()
@@ -179,8 +194,10 @@ class _Choice:
             text = self._calls.push(text)
             if finish:
                 rest, calls = self._calls.end()
-                text, finish = text + rest, "tool_calls" if calls else finish
-        return _Said(thought, text, calls, finish)
+                text += rest
+                finish = "tool_calls" if calls and finish == "stop" else finish
+            deltas = self._calls.deltas()
+        return _Said(thought, text, deltas, calls, finish)
 
 
 def _choices(body: Body, speech: Speech) -> list[_Choice]:
@@ -205,8 +222,13 @@ async def _whole(body: Body, speech: Speech) -> dict[str, Any]:
             }
             for i in range(len(choices))
         ],
-        "usage": speech.usage,
+        "usage": _usage(speech, choices),
     }
+
+
+def _usage(speech: Speech, choices: Sequence[_Choice]) -> dict[str, Any]:
+    thought = sum(choice.thought_tokens for choice in choices)
+    return {**speech.usage, "completion_tokens_details": {"reasoning_tokens": thought}}
 
 
 def _answer(said: Sequence[_Said]) -> dict[str, Any]:
@@ -240,13 +262,12 @@ async def _events(body: Body, speech: Speech) -> AsyncIterator[dict[str, Any]]:
                 logprobs = None
             if said.text or (logprobs and logprobs["content"]):
                 yield chunk(i, {"content": said.text}, None, logprobs)
-            if said.calls:
-                deltas = [{"index": j, **call.openai()} for j, call in enumerate(said.calls)]
-                yield chunk(i, {"tool_calls": deltas})
+            if said.deltas:
+                yield chunk(i, {"tool_calls": [delta.openai() for delta in said.deltas]})
             if said.finish:
                 yield chunk(i, {}, said.finish)
     if usage:
-        yield {**start, "choices": [], "usage": speech.usage}
+        yield {**start, "choices": [], "usage": _usage(speech, choices)}
 
 
 def _logprobs(body: Body, speech: Speech, tokens: Sequence[Token]) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from zoo.serve.errors import ApiError
 from zoo.serve.events import EventStream, head, headers
 from zoo.serve.model import Model
 from zoo.serve.server import Server
-from zoo.serve.speech import Plan, Speech, begin, plan
+from zoo.serve.speech import Plan, Speech, begin, known, plan
 
 DEFAULT_TOKENS = 16
 """What OpenAI makes where max_tokens is not given."""
@@ -53,12 +54,18 @@ def split(said: str | list) -> list[Prompt]:
     return said
 
 
-async def encode(model: Model, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
-    """Token ids of a prompt, in a thread where it is a text."""
+async def encode(
+    model: Model, prompt: Prompt, where: str = "prompt", add_special_tokens: bool = True
+) -> list[int]:
+    """Token ids of a prompt, in a thread where it is a text.
+
+    Raises:
+        ApiError: it is too long, or the model has no such token: it names the field `where`.
+    """
     if not isinstance(prompt, str):
+        known(model, prompt, where)
         return prompt
-    encode = partial(model.tokenizer.encode, add_special_tokens=add_special_tokens)
-    return (await asyncio.to_thread(encode, prompt)).ids
+    return await asyncio.to_thread(model.encode, prompt, add_special_tokens)
 
 
 async def _plan(body: Body, prompts: Sequence[Prompt], model: Model) -> Plan:
@@ -84,7 +91,9 @@ class _Echo:
         self._body, self._model, self._job = body, speech.model, speech.jobs[i]
         self._scored = body.get("logprobs") is not None
         prompt = prompts[i // (len(speech.jobs) // len(prompts))]
-        self.text, self._offset = "", 0
+        # Of a character that several tokens make up, all begin where it does.
+        self._characters, self._offset = codecs.getincrementaldecoder("utf-8")("replace"), 0
+        self.text = ""
         if body.get("echo"):
             self.text = prompt if isinstance(prompt, str) else self._decoded(prompt)
 
@@ -99,7 +108,7 @@ class _Echo:
         spelling, offsets = self._model.spelling, []
         for token in tokens:
             offsets.append(self._offset)
-            self._offset += len(spelling.text(token.id))
+            self._offset += len(self._characters.decode(spelling.bytes(token.id)))
         return {
             "tokens": [spelling.text(token.id) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],

@@ -16,23 +16,32 @@ from zoo.serve.errors import ApiError
 from zoo.serve.thoughts import Thinks
 
 if TYPE_CHECKING:
-    import llguidance
-
     from zoo.inference.requests import Constraint
-    from zoo.serve.model import Model
+    from zoo.serve.model import Model, Parts
 
 MOST_CHARACTERS = 100_000
 """Of a schema or an expression."""
+MOST_SHOWN = 500
+"""Of what is wrong with it."""
+
+
+class FormFailed(ValueError):
+    """A grammar that was compiled cannot go on."""
 
 
 class Grammar:
-    """A `Constraint` that a grammar makes; for one text."""
+    """A `Constraint` that a grammar makes; for one text.
 
-    def __init__(self, grammar: str, tokenizer: llguidance.LLTokenizer):
+    Attributes:
+        text: the grammar.
+    """
+
+    def __init__(self, grammar: str, parts: Parts):
         import llguidance
 
-        self._matcher = llguidance.LLMatcher(tokenizer, grammar)
-        self._vocab = tokenizer.vocab_size
+        self.text = grammar
+        self._matcher = llguidance.LLMatcher(parts.grammar_tokens, grammar)
+        self._vocab = parts.decoder.cfg.vocab_size
         self._check()
 
     def allowed(self) -> np.ndarray:
@@ -48,7 +57,8 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ValueError(f"the grammar of the answer: {self._matcher.get_error()}")
+            error = self._matcher.get_error().partition("\n<state>")[0]
+            raise FormFailed(f"the answer cannot be held to its form, make that simpler: {error}")
 
 
 Restrict = Callable[[], "Constraint | None"]
@@ -89,6 +99,8 @@ def by_tools(
 
         for tool in tools:
             name, schema = calling.parameters(tool, needed)
+            if not calling.NAME.fullmatch(name):
+                raise ValueError(f"the name {name!r} cannot be written: use letters, digits, _-./:")
             alone = LLMatcher.grammar_from_json_schema(json.dumps(schema))
             if complaint := LLMatcher.validate_grammar(alone, model.grammar_tokens):
                 raise ValueError(f"parameters of {name!r}: {complaint}")
@@ -122,8 +134,8 @@ def _compiled(model: Model, write: Callable[[], str], field: str) -> Restrict:
             param=field,
         )
     if complaint := llguidance.LLMatcher.validate_grammar(grammar, model.grammar_tokens):
-        raise ApiError(f"{field}: {complaint}", param=field)
-    return lambda: Grammar(grammar, model.grammar_tokens)
+        raise ApiError(f"{field}: {complaint[:MOST_SHOWN]}", param=field)
+    return lambda: Grammar(grammar, model.parts)
 
 
 def _grammar(form: Mapping[str, Any]) -> str:

@@ -14,7 +14,6 @@ from absl import logging
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
-from zoo.inference.completion import EngineFailed
 from zoo.serve.errors import ApiError
 from zoo.serve.speech import Speech
 
@@ -70,8 +69,6 @@ async def _encoded(chunks: AsyncIterator[dict]) -> AsyncIterator[str]:
                 yield _event(chunk)
         except ApiError as e:
             yield _event(e.body)
-        except EngineFailed as e:
-            yield _event(ApiError(f"the model failed: {e}", 500, code="engine_failed").body)
         except asyncio.CancelledError:
             raise
         except Exception as e:

@@ -118,6 +118,7 @@ MESSAGE = _object(
         "tool_call_id": _text(),
         "reasoning_content": _text(),
         "refusal": _text(),
+        "annotations": _array(ANYTHING),
     },
     ("role",),
 )
@@ -184,6 +185,7 @@ EMBEDDINGS = _object(
     {
         "model": COMMON["model"],
         "input": PROMPT,
+        "dimensions": _integer(1),
         "encoding_format": {"type": "string", "enum": ["float", "base64"]},
         "user": COMMON["user"],
     },

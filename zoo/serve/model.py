@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 import zoo
 from zoo import checkpoint
-from zoo.hf.chat import JINJA, LEGACY, Chat, open_chat, special_tokens
+from zoo.config import Config
+from zoo.hf.chat import JINJA, LEGACY, Chat, advice, open_chat, special_tokens
 from zoo.hf.hub import resolve
 from zoo.hf.source import NAMED
 from zoo.hf.tokenizer import open_tokenizer, read_config
@@ -24,16 +25,21 @@ from zoo.inference.completion import Runner
 from zoo.inference.embed import Embedder
 from zoo.inference.engine import LONGEST, Engine
 from zoo.inference.text import Spelling
+from zoo.inference.together import Together
+from zoo.serve.constraint import Grammar
+from zoo.serve.errors import ApiError
+from zoo.serve.formats import format_of
 from zoo.serve.pulse import Pulse
 from zoo.serve.settings import Settings
 from zoo.serve.thoughts import Marks, Thinks, marks_of, thinks
-from zoo.serve.tools import Format, format_of
-from zoo.sharding import shardings
+from zoo.serve.tools import Format
 
 if TYPE_CHECKING:
     import llguidance
     import tokenizers
 
+NORMALISED = 4
+"""Characters that Unicode's normalisation makes one of, at most."""
 END = 16
 """Tokens of a prompt that can have a mark of thoughts and spaces behind it."""
 
@@ -50,6 +56,8 @@ class Parts:
         eos: tokens that end a text.
         special: texts of special tokens by name: {"bos_token": "<s>", ...}.
         mesh: of the parameters, if they are on several devices.
+        draft: a small model of the same vocabulary, to guess with.
+        advised: options of requests that leave them unsaid, as generation_config.json has them.
     """
 
     decoder: zoo.Decoder
@@ -59,6 +67,27 @@ class Parts:
     eos: tuple[int, ...]
     special: Mapping[str, str] = field(default_factory=dict)
     mesh: Mesh | None = None
+    draft: Parts | None = None
+    advised: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the chat's, if there is one."""
+        return self.eos if self.chat is None else self.chat.eos
+
+    @functools.cached_property
+    def grammar_tokens(self) -> llguidance.LLTokenizer:
+        """The vocabulary as grammars see it; if no token ends a text, one behind the last does."""
+        import llguidance
+        import tokenizers
+
+        size, ends, tokenizer = self.decoder.cfg.vocab_size, list(self.ends), self.tokenizer
+        if not ends:  # llguidance would take token 0
+            tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+            missing = range(tokenizer.get_vocab_size(), size + 1)
+            tokenizer.add_special_tokens([f"<|no token {i}|>" for i in missing])
+            size, ends = size + 1, [size]
+        return llguidance.LLTokenizer(tokenizer.to_str(), size, ends)
 
 
 @dataclass
@@ -90,13 +119,28 @@ class Model:
     def spelling(self) -> Spelling:
         return Spelling(self.tokenizer)
 
-    @functools.cached_property
-    def grammar_tokens(self) -> llguidance.LLTokenizer:
-        """The vocabulary as grammars see it."""
-        import llguidance
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text.
 
-        size = self.parts.decoder.cfg.vocab_size
-        return llguidance.LLTokenizer(self.tokenizer.to_str(), size, list(self.eos) or None)
+        Raises:
+            ApiError: it is so long that its tokens cannot fit: they are not even counted.
+        """
+        if len(text) > self.most_characters:
+            raise ApiError(
+                f"{len(text)} characters are more than the {self.length} tokens that {self.name} "
+                "has room for: shorten them",
+                code="context_length_exceeded",
+            )
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    @functools.cached_property
+    def most_characters(self) -> int:
+        """Of any text that fits."""
+        return self.length * max(map(len, self.tokenizer.get_vocab())) * NORMALISED
+
+    @property
+    def grammar_tokens(self) -> llguidance.LLTokenizer:
+        return self.parts.grammar_tokens
 
     def special(self, text: str) -> list[str | int]:
         """A text in pieces: what grammars take for special tokens as ids, and what is between."""
@@ -137,13 +181,11 @@ class Model:
     @property
     def sampling(self) -> Mapping[str, float]:
         """What is left unsaid: as generation_config.json has it, else OpenAI's defaults."""
-        advised = {} if self.parts.chat is None else self.parts.chat.sampling
-        return {"temperature": 1.0, **advised}
+        return {"temperature": 1.0, **self.parts.advised}
 
     @property
     def eos(self) -> tuple[int, ...]:
-        chat = self.parts.chat
-        return self.parts.eos if chat is None else chat.eos
+        return self.parts.ends
 
 
 def start(name: str, parts: Parts, settings: Settings, engine: Engine | None = None) -> Model:
@@ -154,30 +196,59 @@ def start(name: str, parts: Parts, settings: Settings, engine: Engine | None = N
     Raises:
         ValueError: the settings do not suit the model.
     """
-    most = parts.decoder.cfg.max_length
-    length = min(settings.length or LONGEST, most)
-    if engine is None:
-        kept = None if settings.cache_dtype is None else jnp.dtype(settings.cache_dtype)
-        engine = Engine(
-            parts.decoder,
-            parts.params,
-            slots=settings.slots,
-            length=length,
-            cache_dtype=kept,
-            prefix_bytes=settings.prefix_mib * 2**20,
-            mesh=parts.mesh,
-            ahead=settings.ahead,
-        )
+    engine = make_engine(parts, settings) if engine is None else engine
     engine.warm()
     embedder = None
     if settings.embed_tokens:
-        longest = min(settings.embed_tokens, most)
+        longest = min(settings.embed_tokens, parts.decoder.cfg.max_length)
         embedder = Embedder(parts.decoder, parts.params, longest, parts.mesh)
         embedder.warm()
     pulse = Pulse()
     capacity = settings.slots + settings.queue
     runner = Runner(engine, capacity=capacity, after_step=pulse.beat)
+    length = length_of(parts.decoder.cfg, settings)
     return Model(name, parts, length, runner, pulse, embedder)
+
+
+def make_engine(parts: Parts, settings: Settings) -> Engine:
+    """An engine of the settings, which has compiled nothing; of all processes if there are several.
+
+    Raises:
+        ValueError: the settings do not suit the model.
+    """
+    draft = parts.draft
+    make = Engine
+    if jax.process_count() > 1:
+        make = functools.partial(Together, restrict=lambda text: Grammar(text, parts))
+    return make(
+        parts.decoder,
+        parts.params,
+        slots=settings.slots,
+        length=length_of(parts.decoder.cfg, settings),
+        cache_dtype=settings.cache_dtype,
+        prefix_bytes=settings.prefix_mib * 2**20,
+        cache_bytes=None if settings.cache_mib is None else settings.cache_mib * 2**20,
+        mesh=parts.mesh,
+        draft=None if draft is None else (draft.decoder, draft.params),
+        ahead=settings.ahead,
+    )
+
+
+def length_of(config: Config, settings: Settings) -> int:
+    """Tokens of a text at most, prompt and answer together."""
+    return min(settings.length or LONGEST, config.max_length)
+
+
+def config_of(path: str) -> Config:
+    """The config of what `open_parts` opens; no weights are read."""
+    if checkpoint.is_run(path):
+        return zoo.config_from_hf(checkpoint.read_run(path)["model"])
+    return zoo.config_from_hf(resolve(path))
+
+
+def tokenizer_folder(path: str) -> Path:
+    """Where what `open_parts` opens has its tokenizer."""
+    return Path(path) / checkpoint.TOKENIZER if checkpoint.is_run(path) else resolve(path)
 
 
 def open_parts(
@@ -197,13 +268,10 @@ def open_parts(
     Raises:
         ValueError: it has no tokenizer, or a file is damaged.
     """
-    run = checkpoint.is_run(path)
-    folder = Path(path) / checkpoint.TOKENIZER if run else resolve(path)
+    run, folder = checkpoint.is_run(path), tokenizer_folder(path)
     tokenizer = open_tokenizer(folder)
     if run:
-        config, params, _ = checkpoint.load_run(path)
-        if mesh is not None:
-            params = jax.device_put(params, shardings(config, mesh))
+        config, params, _ = checkpoint.load_run(path, mesh=mesh)
         if quantize is not None:
             params = zoo.quantize(params, quantize)
         eos: tuple[int, ...] = ()
@@ -216,7 +284,10 @@ def open_parts(
 
         eos = (load_tokenizer(folder).eos,)
     special = special_tokens(folder, read_config(folder))
-    return Parts(zoo.Decoder(config, dtype=dtype), params, tokenizer, chat, eos, special, mesh)
+    return Parts(
+        zoo.Decoder(config, dtype=dtype), params, tokenizer, chat, eos, special, mesh,
+        advised=advice(folder),
+    )  # fmt: skip
 
 
 def _has_template(folder: Path) -> bool:

@@ -87,7 +87,7 @@ class Route:
         if not self.weights:
             raise ValueError("a route has no weights: name the model that takes what no rule fits")
         for name, weight in self.weights.items():
-            if not (isinstance(weight, int | float) and 0 < weight < math.inf):
+            if not (type(weight) in (int, float) and 0 < weight < math.inf):
                 raise ValueError(f"weights[{name!r}]={weight!r} must be a positive number")
 
     @property
@@ -157,6 +157,10 @@ def read_routes(file: str | Path, models: Collection[str]) -> dict[str, Route]:
 
 def _route(said: Any) -> Route:
     _check_keys(said, Route)
+    for name, kind in (("weights", dict), ("rules", list), ("fallback", list)):
+        if not isinstance(value := said.get(name, kind()), kind):
+            shape = "an object" if kind is dict else "a list"
+            raise ValueError(f"{name}={value!r} must be {shape}")
     for rule in said.get("rules", ()):
         _check_keys(rule, Rule)
     rules = tuple(Rule(**rule) for rule in said.get("rules", ()))

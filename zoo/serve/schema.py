@@ -5,13 +5,48 @@ additionalProperties.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from zoo.serve.errors import ApiError
 
 Schema = Mapping[str, Any]
+
+MOST_DEPTH = 64
+"""Of lists and objects in JSON that comes from outside."""
+
+
+def parse(raw: bytes | str, where: str = "") -> Any:
+    """The value of JSON, which has no numbers but JSON's, and is not too deep for whoever reads it.
+
+    Raises:
+        ApiError: it names the field `where`, and what is wrong.
+    """
+    param, name = where or None, where or "the body"
+    try:
+        value = json.loads(raw, parse_constant=no_number)
+    except (ValueError, RecursionError) as e:
+        why = "it is nested too deeply" if isinstance(e, RecursionError) else str(e)
+        raise ApiError(f"{name} is not JSON: {why}", param=param, code="invalid_json") from e
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        level = [child for parent in level for child in _children(parent)]
+        if not level:
+            return value
+    raise ApiError(f"{name} has more than {MOST_DEPTH} levels of lists and objects", param=param)
+
+
+def _children(value: Any) -> list:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def no_number(name: str) -> NoReturn:
+    """Refuses what Python's JSON has for a number and JSON has not: NaN, Infinity."""
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def check(value: Any, schema: Schema, where: str = "") -> None:
@@ -65,18 +100,35 @@ def encodes(text: str) -> bool:
 
 
 def _any_of(value: Any, schema: Schema, where: str) -> None:
-    """The alternative of the value's type is the one whose complaint helps."""
-    failed = []
-    for option in schema["anyOf"]:
+    """The alternative that is most like the value is the one whose complaint helps."""
+    options, failed = schema["anyOf"], []
+    for option in options:
         try:
             check(value, option, where)
             return
         except ApiError as e:
-            failed.append((not _is(value, option.get("type", "object")), e))
-    if all(other_type for other_type, _ in failed):
-        kinds = dict.fromkeys(_named(option["type"]) for option in schema["anyOf"])
+            failed.append((_likeness(value, option), e))
+    if all(like == 0 for like, _ in failed):
+        kinds = dict.fromkeys(_named(option["type"]) for option in options)
         raise _wrong(where, value, f"must be {' or '.join(kinds)}")
-    raise min(failed, key=lambda f: f[0])[1]
+    if isinstance(value, dict) and value.get("type") is not None:
+        said = [kind for option in options for kind in _types(option)]
+        check(value["type"], {"type": "string", "enum": said}, f"{where}.type")
+    raise max(failed, key=lambda f: f[0])[1]
+
+
+def _likeness(value: Any, option: Schema) -> int:
+    """0 for another type; 1 for the same; 2 if the first item or the field `type` fits too."""
+    if not _is(value, option["type"]):
+        return 0
+    if isinstance(value, list):
+        return 1 + (bool(value) and _is(value[0], option["items"]["type"]))
+    return 1 + (isinstance(value, dict) and value.get("type") in _types(option))
+
+
+def _types(option: Schema) -> list[str]:
+    """What the field `type` may be in an alternative."""
+    return option.get("properties", {}).get("type", {}).get("enum", [])
 
 
 def _bounds(value: float, schema: Schema, where: str) -> None:
@@ -130,3 +182,13 @@ def _wrong(where: str, value: Any, wanted: str) -> ApiError:
 
 def _named(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeio" else f"a {kind}"
+
+
+def is_text(schema: Any) -> bool:
+    """Whether a schema lets a value be a text and nothing else."""
+    if not isinstance(schema, Mapping):
+        return False
+    enum = [schema["const"]] if "const" in schema else schema.get("enum")
+    if isinstance(enum, list) and enum:
+        return all(isinstance(value, str) for value in enum)
+    return schema.get("type") == "string"

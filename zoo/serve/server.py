@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ GAUGES = {
     "active": "Texts being made.",
     "waiting": "Requests that wait for a slot.",
     "slots": "Texts that can be made at a time.",
+    "held_bytes": "Bytes of the cache that texts and the prefix cache hold.",
     "prefix_bytes": "Bytes that the prefix cache holds.",
 }
 COUNTERS = {
@@ -37,6 +39,7 @@ class Server:
         settings: limits.
         metrics: counts.
         embedding: requests to embed that are worked on or wait.
+        ends: when what is not answered yet is given up, in the event loop's time.
     """
 
     models: Mapping[str, Model]
@@ -44,6 +47,7 @@ class Server:
     settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
     embedding: int = 0
+    ends: float = math.inf
 
     def __post_init__(self):
         describe = self.metrics.describe

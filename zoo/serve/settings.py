@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CHECKS = {
-    "slots": 1, "length": 2, "ahead": 0, "queue": 0, "prefix_mib": 0, "body_mib": 1,
+    "slots": 1, "length": 2, "ahead": 0, "queue": 0, "prefix_mib": 0, "cache_mib": 1, "body_mib": 1,
     "timeout": 0.001, "body_timeout": 0.001, "embed_tokens": 0,
 }  # fmt: skip
 """The least of each number."""
@@ -21,9 +21,11 @@ class Settings:
             4096 if that is more.
         cache_dtype: what keys and values are kept as, int8 for one; None is the type of
             the computation.
-        ahead: tokens to guess at a time with the model's own layer of multi-token prediction; 0
-            guesses none.
+        ahead: tokens to guess at a time, with a draft or the model's own layer of multi-token
+            prediction; 0 guesses none.
         prefix_mib: MiB of memory for what prompts begin with, so that it is read once.
+        cache_mib: MiB of memory for the tokens of all texts, what prompts begin with included; None
+            is what all slots need at most, and `prefix_mib`.
         queue: requests that wait for a slot; one more is answered 429.
         body_mib: MiB of a request.
         body_timeout: seconds in which a request must have arrived.
@@ -39,6 +41,7 @@ class Settings:
     cache_dtype: str | None = None
     ahead: int = 0
     prefix_mib: int = 256
+    cache_mib: int | None = None
     queue: int = 64
     body_mib: int = 8
     body_timeout: float = 30.0

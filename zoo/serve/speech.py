@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from zoo.inference.completion import Busy, Completion, EngineFailed, Piece
 from zoo.inference.requests import Request
-from zoo.serve.constraint import Restrict, by_format
+from zoo.serve.constraint import FormFailed, Restrict, by_format
 from zoo.serve.errors import ApiError
 from zoo.serve.model import Model
 from zoo.serve.server import Server
@@ -95,19 +95,33 @@ def _options(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
     for name, nothing in (("top_k", (-1, 0)), ("min_p", (0,)), ("top_p", (1,))):
         if found.get(name) in nothing:
             del found[name]
-    found["logit_bias"] = _bias(body.get("logit_bias") or {})
+    found["logit_bias"] = _bias(model, body.get("logit_bias") or {})
     found["stop_tokens"] = model.eos
     return found
 
 
-def _bias(said: Mapping[str, float]) -> dict[int, float]:
+def _bias(model: Model, said: Mapping[str, float]) -> dict[int, float]:
     try:
-        return {int(token): bias for token, bias in said.items()}
+        found = {int(token): bias for token, bias in said.items()}
     except ValueError as e:
         raise ApiError(
             "logit_bias must have token ids as its keys, as /tokenize gives them",
             param="logit_bias",
         ) from e
+    known(model, found, "logit_bias")
+    return found
+
+
+def known(model: Model, tokens: Collection[int], where: str) -> None:
+    """Raises ApiError, which names the field `where`, unless the model has all tokens."""
+    size = model.parts.decoder.cfg.vocab_size
+    for token in tokens:
+        if not 0 <= token < size:
+            raise ApiError(
+                f"{where} has token {token}, outside the vocabulary of {size}: was it made by "
+                "another tokenizer?",
+                param=where,
+            )
 
 
 def _limit(model: Model, prompt: Sequence[int], most: int | None) -> int:
@@ -116,9 +130,10 @@ def _limit(model: Model, prompt: Sequence[int], most: int | None) -> int:
     room = model.length - len(prompt)
     if room < (1 if most is None else most):
         asked = "" if most is None else f" and {most} to make"
+        remedy = "shorten the prompt" + (f", or make at most {room}" if room > 0 else "")
         raise ApiError(
             f"{len(prompt)} tokens of prompt{asked} do not fit the {model.length} tokens that "
-            f"{model.name} has room for",
+            f"{model.name} has room for: {remedy}",
             code="context_length_exceeded",
         )
     return room if most is None else most
@@ -158,8 +173,7 @@ class Speech:
         """Indices into `completions`, and what is new of them.
 
         Raises:
-            EngineFailed: the engine failed.
-            ApiError: it took too long.
+            ApiError: it took too long, the server stops, or the engine failed.
         """
         async with contextlib.aclosing(self._pieces):
             if self._first is not None:
@@ -169,7 +183,8 @@ class Speech:
         self._observe("zoo_answer_seconds")
 
     async def _read(self) -> AsyncIterator[tuple[int, Piece]]:
-        deadline = asyncio.get_running_loop().time() + self.seconds
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.seconds
         try:
             while not all(answer.finish for answer in self.completions):
                 due = self.model.pulse.next
@@ -177,10 +192,14 @@ class Speech:
                     if answer.finish is None and any(piece := answer.read()):
                         yield i, piece
                 if not all(answer.finish for answer in self.completions):
-                    async with asyncio.timeout_at(deadline):
+                    async with asyncio.timeout_at(min(deadline, self._server.ends)):
                         await due.wait()
         except TimeoutError:
+            if loop.time() >= self._server.ends:
+                raise ApiError("the server stops before the answer is whole", 503) from None
             raise ApiError(f"the answer took more than {self.seconds:g} s", 504) from None
+        except EngineFailed as e:
+            raise failed(self.model, e) from e
         finally:
             self.close()
             for answer in self.completions:
@@ -237,7 +256,9 @@ async def begin(
 
 
 def failed(model: Model, error: EngineFailed) -> ApiError:
-    """What a client is told of a failed engine; the log has more."""
+    """What a client is told of its own grammar, or of a failed engine: of that the log has more."""
+    if isinstance(error.__cause__, FormFailed):
+        return ApiError(str(error))
     gone = model.runner.failure is not None
     return ApiError(f"{model.name} failed while it answered: {error}", 503 if gone else 500,
                     code="engine_failed")  # fmt: skip

@@ -7,9 +7,13 @@ or with both, so that there is none (Qwen3 with `enable_thinking` false).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
-from zoo.inference.text import Cut
+from zoo.inference.text import Cut, Detokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
 
 
 class Marks(NamedTuple):
@@ -20,12 +24,14 @@ class Marks(NamedTuple):
         close: what it ends with.
         then: what follows on `close`.
         final: what an answer to be shown begins with, if there was a thought or not.
+        said: what a text to be shown begins with that ends as a thought does: more parts follow.
     """
 
     open: str
     close: str
     then: str = ""
     final: str = ""
+    said: str = ""
 
     @property
     def shown(self) -> str:
@@ -38,7 +44,7 @@ MARKS = (
     Marks("[THINK]", "[/THINK]"),
     Marks("<seed:think>", "</seed:think>"),
     Marks("<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant",
-          "<|channel|>final<|message|>"),
+          "<|channel|>final<|message|>", "<|channel|>commentary<|message|>"),
 )  # fmt: skip
 """Of DeepSeek, Qwen, Kimi, GLM, MiniMax and others; of Magistral; of Seed-OSS; of gpt-oss."""
 
@@ -70,39 +76,104 @@ class Splitter:
     """
 
     def __init__(self, how: Thinks):
-        self._marks = how.marks
-        self._cut: Cut | None = Cut((how.marks.close + how.marks.then,)) if how.opened else None
+        marks = self._marks = how.marks
         self._thought, self._text = _Trimmed(ends=True), _Trimmed(starts=False, ends=False)
         # What may come now: a mark that decides what the text is, until it is decided.
-        self._awaited = () if how.opened else tuple(filter(None, (how.marks.open, how.marks.final)))
+        self._awaited = () if how.opened else _known(marks.open, marks.said, marks.final)
         self._held = ""
+        self._begin(marks.open if how.opened else None)
+
+    @property
+    def thinking(self) -> bool | None:
+        """Whether the text so far ends within a thought or its marks; None if that may yet be."""
+        return None if self._awaited else self._thinking
+
+    @property
+    def over(self) -> bool:
+        """Whether no more of a thought can come."""
+        return not self._awaited and self._cut is None
 
     def push(self, text: str) -> tuple[str, str]:
         """What is new of the thought and of the text."""
-        if self._awaited:
-            self._held += text
-            start = self._held.lstrip()
-            mark = next((mark for mark in self._awaited if start.startswith(mark)), None)
-            if mark is None and any(mark.startswith(start) for mark in self._awaited):
-                return "", ""
-            self._awaited, text = (), self._held if mark is None else start[len(mark) :]
-            if mark == self._marks.open:
-                self._cut = Cut((self._marks.close + self._marks.then,))
-        if self._cut is None:
-            return "", self._text.push(text)
-        thought = self._thought.push(self._cut.push(text))
-        if self._cut.found is None:
-            return thought, ""
-        rest, self._cut, self._held = self._cut.behind, None, ""
-        self._text = _Trimmed(ends=False)
-        self._awaited = tuple(filter(None, (self._marks.final,)))
-        return thought, self.push(rest)[1]
+        thought = shown = ""
+        while True:
+            if self._awaited:
+                self._held += text
+                start = self._held.lstrip()
+                mark = next((mark for mark in self._awaited if start.startswith(mark)), None)
+                if mark is None and any(mark.startswith(start) for mark in self._awaited):
+                    return thought, shown
+                text = self._held if mark is None else start[len(mark) :]
+                self._awaited, self._held = (), ""
+                self._begin(mark)
+            part = text if self._cut is None else self._cut.push(text)
+            if self._thinking:
+                thought += self._thought.push(part)
+            else:
+                shown += self._text.push(part)
+            if self._cut is None or self._cut.found is None:
+                return thought, shown
+            text = self._cut.behind
+            self._end()
 
     def end(self) -> tuple[str, str]:
         """The rest of both."""
         if self._awaited:
             return "", self._held
-        return ("" if self._cut is None else self._thought.push(self._cut.rest())), ""
+        rest = "" if self._cut is None else self._cut.rest()
+        return (self._thought.push(rest), "") if self._thinking else ("", self._text.push(rest))
+
+    def _begin(self, mark: str | None) -> None:
+        """A part begins by that mark, or by none: then it is text to the end."""
+        marks, self._thinking = self._marks, mark == self._marks.open
+        closed = mark is not None and mark != marks.final
+        self._cut = Cut((marks.close + marks.then,)) if closed else None
+        if self._thinking:
+            self._thought.push("\n\n")  # between two of them, if this is not the first
+
+    def _end(self) -> None:
+        """A part has ended; another follows, or text."""
+        marks = self._marks
+        self._awaited = _known(marks.open, marks.said, marks.final) if marks.said else ()
+        if self._thinking:
+            self._text = _Trimmed(ends=False)
+        self._begin(None)
+
+
+class Counter:
+    """Counts the tokens of an answer's thoughts, with those of the marks around them.
+
+    A token belongs to a thought if that has not ended before it.
+
+    Attributes:
+        tokens: of thoughts, so far.
+    """
+
+    def __init__(self, how: Thinks, tokenizer: tokenizers.Tokenizer, skip_special: bool):
+        """Reads an answer of that tokenizer; `skip_special` as its text is made."""
+        self.tokens = 0
+        self._splitter, self._text = Splitter(how), Detokenizer(tokenizer, skip_special)
+        self._undecided = 0
+
+    def push(self, tokens: Iterable[int]) -> None:
+        """Goes on by token ids."""
+        for token in tokens:
+            if self._splitter.over:
+                return
+            before = self._splitter.thinking
+            self._splitter.push(self._text.push(token))
+            after = self._splitter.thinking
+            if before is not None:
+                self.tokens += before
+                continue
+            self._undecided += 1
+            if after is not None:
+                self.tokens += after * self._undecided
+                self._undecided = 0
+
+
+def _known(*marks: str) -> tuple[str, ...]:
+    return tuple(filter(None, marks))
 
 
 class _Trimmed:

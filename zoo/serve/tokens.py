@@ -16,27 +16,41 @@ from zoo.serve.errors import ApiError
 from zoo.serve.events import headers
 from zoo.serve.model import Model
 from zoo.serve.server import Server
-from zoo.serve.speech import RETRY_AFTER
+from zoo.serve.speech import RETRY_AFTER, known
 
 Body = Mapping[str, Any]
 
 
 async def embeddings(server: Server, body: Body, request: Request) -> Response:
-    """The mean of the final hidden states over each input's tokens, of length one."""
+    """The mean of the final hidden states over each input's tokens, of length one.
+
+    The first `dimensions` of it, if so asked, are of length one again, as OpenAI has it.
+    """
     model = _model(server, body)
     if model.embedder is None:
         raise ApiError("this server was started without embeddings (embed_tokens=0)", 404)
     if server.embedding > server.settings.queue:
         raise ApiError(f"{model.name} is busy: {server.embedding} requests to embed wait", 429,
                        code="queue_full", headers={"Retry-After": RETRY_AFTER})  # fmt: skip
-    inputs = [await completions.encode(model, said) for said in completions.split(body["input"])]
+    width = model.parts.decoder.cfg.embed_dim
+    if (size := body.get("dimensions") or width) > width:
+        raise ApiError(f"dimensions={size} must be at most {width}, which is what {model.name} has",
+                       param="dimensions")  # fmt: skip
+    inputs = [
+        await completions.encode(model, said, "input") for said in completions.split(body["input"])
+    ]
     server.embedding += 1
+    vectors: list[np.ndarray] = []
     try:
-        vectors = [await asyncio.to_thread(model.embedder, tokens) for tokens in inputs]
+        for tokens in inputs:
+            vectors.append(await asyncio.to_thread(model.embedder, tokens))
     except ValueError as e:
-        raise ApiError(str(e), param="input") from e
+        where = "input" if len(inputs) == 1 else f"input[{len(vectors)}]"
+        raise ApiError(f"{where}: {e}", param=where) from e
     finally:
         server.embedding -= 1
+    if size < width:
+        vectors = [v[:size] / max(np.linalg.norm(v[:size]), 1e-12) for v in vectors]
     shown = _base64 if body.get("encoding_format") == "base64" else np.ndarray.tolist
     data = [
         {"object": "embedding", "index": i, "embedding": shown(v)} for i, v in enumerate(vectors)
@@ -54,7 +68,9 @@ async def tokenize(server: Server, body: Body, request: Request) -> Response:
         raise ApiError("give either a prompt or messages", param="prompt")
     if body.get("messages") is None:
         special = body.get("add_special_tokens")
-        tokens = await completions.encode(model, body["prompt"], special is not False)
+        tokens = await completions.encode(
+            model, body["prompt"], add_special_tokens=special is not False
+        )
     else:
         begins = body.get("add_generation_prompt") is not False
         said = {**(body.get("chat_template_kwargs") or {}), "add_generation_prompt": begins}
@@ -64,10 +80,10 @@ async def tokenize(server: Server, body: Body, request: Request) -> Response:
 
 async def detokenize(server: Server, body: Body, request: Request) -> Response:
     """The text of token ids, special ones shown."""
-    tokenizer = _model(server, body).tokenizer
-    if max(body["tokens"], default=0) >= 2**32:
-        raise ApiError("a token is no token id of any vocabulary", param="tokens")
-    return JSONResponse({"prompt": tokenizer.decode(body["tokens"], skip_special_tokens=False)})
+    model = _model(server, body)
+    known(model, body["tokens"], "tokens")
+    text = model.tokenizer.decode(body["tokens"], skip_special_tokens=False)
+    return JSONResponse({"prompt": text})
 
 
 async def tokenizer_info(server: Server, request: Request) -> Response:
@@ -80,8 +96,19 @@ async def tokenizer_info(server: Server, request: Request) -> Response:
 
 
 def _model(server: Server, said: Mapping[str, Any]) -> Model:
-    """The model that is named, else the first."""
-    return server.order(said.get("model") or next(iter(server.models)), "", 0, None)[0]
+    """The model that is named, else the first.
+
+    Raises:
+        ApiError: there is none, or a route, whose models have tokens and vectors of their own.
+    """
+    name = said.get("model") or next(iter(server.models))
+    if name in server.routes:
+        raise ApiError(
+            f"{name} is a route, whose models have tokens and vectors of their own: name one of "
+            f"{', '.join(server.routes[name].names)}",
+            param="model",
+        )
+    return server.order(name, "", 0, None)[0]
 
 
 def _base64(vector: np.ndarray) -> str:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from zoo import hosts
-from zoo.checkpoint import is_run
+from zoo import hosts, lora
+from zoo.checkpoint import TOKENIZER, is_run
+from zoo.config import Config
 from zoo.hf.load import read
 from zoo.hf.save import save_hf
-from zoo.hf.source import Source
+from zoo.hf.source import GENERATION
 from zoo.inference.generate import generate
 from zoo.training import plots
 from zoo.training.evaluate import Report
 from zoo.training.logs import read_metrics
 from zoo.training.run import Run
+from zoo.training.settings import Settings
 
 
 def finish(run: Run) -> dict:
@@ -38,26 +41,43 @@ def finish(run: Run) -> dict:
         with run.layout.use():
             write_samples(run, paths["samples"])
     paths["hf"] = folder / "hf"
-    export(run, paths["hf"])
+    params = lora.sums(run.state.params)
+    export(paths["hf"], run.config, params, run.settings, folder / TOKENIZER)
     return found | {"paths": {name: str(path) for name, path in paths.items()}}
 
 
-def export(run: Run, path: Path) -> None:
-    """Writes a Hugging Face folder; a run that came from one keeps its types, extras and files."""
-    tokenizer = run.data.tokenizer
-    ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
-    generation = {f"{name}_token_id": number for name, number in ids.items()}
-    source = None
-    start = run.settings.init_from
+def export(
+    path: Path,
+    config: Config,
+    params: dict,
+    settings: Settings | None,
+    tokenizer: Path | None,
+    dtype: Any = None,
+) -> None:
+    """Writes a run's model as a Hugging Face folder, with types, extras and files of its first.
+
+    Args:
+        path: the folder to make.
+        config: the model.
+        params: of the model, adapters merged, if only when they are read (`zoo.lora.sums`).
+        settings: of the run, or None where it had no steps.
+        tokenizer: the run's own copy.
+        dtype: what to cast to.
+
+    Raises:
+        ValueError: the Hugging Face folder that the run started from is gone.
+    """
+    source, start = None, None if settings is None else settings.init_from
     if start is not None and not is_run(start):
-        source = _source(start)
-    if source is not None and run.settings.data.tokenizer is None:
-        save_hf(path, run.config, run.state.params, source=source)
-    else:
-        save_hf(
-            path, run.config, run.state.params, source=source, tokenizer=run.tokenizer,
-            generation=generation,
-        )  # fmt: skip
+        if not Path(start).is_dir():
+            raise ValueError(f"{start}, which the run started from, is gone: put it back")
+        source = read(start)[0]
+    if source is not None and settings.data.tokenizer is None:
+        save_hf(path, config, params, source, dtype=dtype)
+        return
+    said = None if tokenizer is None else tokenizer / GENERATION
+    generation = json.loads(said.read_text()) if said is not None and said.is_file() else None
+    save_hf(path, config, params, source, tokenizer, dtype, generation)
 
 
 def write_samples(run: Run, path: Path) -> None:
@@ -76,11 +96,6 @@ def write_samples(run: Run, path: Path) -> None:
     if hosts.is_first():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(parts), encoding="utf-8")
-
-
-def _source(folder: str) -> Source:
-    """What the Hugging Face folder of the first weights holds beside parameters."""
-    return read(folder)[0]
 
 
 def _plot(run: Run, report: Report) -> dict[str, Path]:

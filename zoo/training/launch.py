@@ -7,14 +7,10 @@ from contextlib import contextmanager
 
 from absl import flags
 
+from zoo.options import HOSTS, define
 from zoo.training.flags import fail
 
-COORDINATOR = flags.DEFINE_string(
-    "coordinator", None,
-    "address:port of process 0 where several processes work together, or 'auto' on Cloud TPU VMs.",
-)  # fmt: skip
-PROCESSES = flags.DEFINE_integer("processes", None, "How many, beside --coordinator=address:port.")
-PROCESS = flags.DEFINE_integer("process", None, "Which of them this one is, from 0.")
+define(flags, HOSTS)
 
 
 @contextmanager
@@ -24,7 +20,7 @@ def joined() -> Iterator[None]:
 
     with hosts.one_fate():
         try:
-            hosts.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+            hosts.start(*(flags.FLAGS[option.name].value for option in HOSTS))
         except (ValueError, RuntimeError) as e:
             fail(e, status=2)
         yield

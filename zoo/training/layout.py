@@ -31,8 +31,12 @@ class Layout:
         """Within it programs are traced for this mesh."""
         return sharding.use(self.mesh, self.rules)
 
-    def check(self, config: Config, rows: int) -> None:
-        """Refuses a model, or a (micro)batch of so many rows, that mesh or stages do not divide.
+    def check(self, config: Config, rows: int, length: int) -> bool:
+        """Refuses a model, or a (micro)batch of so many rows and tokens of each, that mesh or
+        stages do not divide.
+
+        Returns:
+            Whether any stack runs in stages.
 
         Raises:
             ValueError: it says what would.
@@ -40,10 +44,8 @@ class Layout:
         sharding.check_mesh(self.mesh, self.rules)
         sharding.shardings(config, self.mesh, self.rules)
         sharding.batch_sharding(self.mesh, self.rules, rows)
-        stages = self.mesh.shape[pipeline.AXIS]
-        for stack in config.stacks:
-            if stages > 1 and stack.repeats % stages == 0:
-                pipeline.check(stack.repeats, rows, stages, self.microbatches, self.rounds)
+        stacks, how = (stack.repeats for stack in config.stacks), (self.microbatches, self.rounds)
+        return pipeline.check_all(stacks, self.mesh.shape, rows, length, *how) is not None
 
     def model(self, config: Config, **options: Any) -> Decoder:
         """The decoder, with the schedule of this layout."""

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from zoo import hosts
+from zoo.pipes import Console
 
 METRICS = "metrics.jsonl"
 
@@ -74,7 +75,6 @@ class Display:
     """
 
     def __init__(self, steps: int, done: int):
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self._console = Console(

@@ -104,7 +104,7 @@ class _Loop:
         if run.extra is not None:
             self._batches.set_state(run.extra["data"])
         self._writer = MetricsWriter(run.workdir, run.step)
-        self._flops = flops_per_token(run.config, data.window)
+        self._flops = flops_per_token(run.config, data.window, frozen=settings.lora is not None)
         mesh = run.layout.mesh
         self._peak = mesh.size * peak if (peak := peak_flops(mesh.devices.flat[0])) else None
         self._pending: tuple[int, dict] | None = None

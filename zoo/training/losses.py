@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from zoo import pipeline
 from zoo.layers import precision
 from zoo.moe import MoEStats
 
@@ -48,7 +49,7 @@ def cross_entropy(hidden: jax.Array, head: Head, targets: jax.Array) -> jax.Arra
     w, bias, scale, softcap = head
     loss = functools.partial(_cross_entropy, scale, softcap)
     count, vocab = len(targets), w.shape[-1]
-    parts = -(-count * vocab // most_logits(jax.sharding.get_abstract_mesh().size))
+    parts = -(-count * vocab // most_logits(_sharing()))
     if parts <= 1:
         return loss(hidden, w, bias, targets)
     parts = next(n for n in range(parts, count + 1) if count % n == 0)
@@ -60,12 +61,17 @@ def cross_entropy(hidden: jax.Array, head: Head, targets: jax.Array) -> jax.Arra
 
 
 def most_logits(devices: int) -> int:
-    """`MOST_LOGITS` on a mesh of so many devices: each holds a quarter of what one alone would.
+    """`MOST_LOGITS` where so many devices share them: each holds a quarter of what one would.
 
     Every part gathers a head that is cut over devices, and sums its gradient over them, so that
     there are to be as few parts as memory allows.
     """
     return MOST_LOGITS * max(1, devices // 4)
+
+
+def _sharing() -> int:
+    """Devices that share a batch's logits; all stages hold the same."""
+    return jax.sharding.get_abstract_mesh().size // pipeline.stages()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -26,6 +26,7 @@ def measure(
     which: Literal["best", "latest"] = "latest",
     cache_dir: str | os.PathLike | None = None,
     mesh: str | None = None,
+    rules: str | None = None,
 ) -> dict:
     """Measures a model on a split, as plain JSON values.
 
@@ -37,17 +38,18 @@ def measure(
         which: checkpoint of a run.
         cache_dir: where prepared data is kept; `zoo.data.default_cache_dir()` if None.
         mesh: where to measure, instead of on the mesh of the settings.
+        rules: a table for it, instead of theirs.
 
     Raises:
         ValueError: no such model, no such split, or no data to use; or the mesh does not fit.
     """
     settings = _settings(Path(path), config)
-    if mesh is not None:
-        settings = dataclasses.replace(settings, mesh=mesh)
+    said = {name: value for name, value in (("mesh", mesh), ("rules", rules)) if value is not None}
+    settings = dataclasses.replace(settings, **said)
     layout = find_layout(settings)
     sharding.batch_sharding(layout.mesh, layout.rules, settings.data.batch)
     model_config, params, tokenizer = _load(Path(path), which, layout)
-    layout.check(model_config, settings.data.batch)
+    layout.check(model_config, settings.data.batch, settings.data.window)
     data = settings.data
     if tokenizer is not None:
         data = dataclasses.replace(data, tokenizer=str(tokenizer))

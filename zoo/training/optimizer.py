@@ -57,10 +57,12 @@ def learning_rate(spec: Optimizer, steps: int, t: jax.Array | int) -> jax.Array:
 def decay_mask(params: dict, embeddings: bool = False) -> dict:
     """True where weight decay acts: matrices (`w`), and with `embeddings` their tables too.
 
+    Both matrices of an adapter decay (`w/a` and `w/b`), towards the weights that they stand on.
+
     Norms (`scale`) and biases (`b`) never decay. Names decide, not ranks: stacks lead with L.
     """
     decayed = {"w", "table"} if embeddings else {"w"}
-    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) in decayed, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: bool(decayed & _names(path)), params)
 
 
 def is_selection_bias(path: tuple) -> bool:
@@ -75,5 +77,6 @@ def _kinds(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(kind, params)
 
 
-def _name(path: tuple) -> str:
-    return str(getattr(path[-1], "key", path[-1]))
+def _names(path: tuple) -> set[str]:
+    """Of the leaf, and of what holds it."""
+    return {str(getattr(k, "key", k)) for k in path[-2:]}

@@ -20,9 +20,12 @@ def plot_losses(path: str | os.PathLike, records: Sequence[dict], title: str = "
         [(r["step"], r["validation_loss"]) for r in records if "validation_loss" in r]
     ).reshape(-1, 2)
     if len(train):
-        axes.plot(*train.T, color=FAINT, linewidth=0.8, alpha=0.7, label="training, each step")
         width = max(1, len(train) // 40)
-        axes.plot(*_running_mean(train, width).T, color=INK, linewidth=1.8, label="training, mean")
+        name = "training"
+        if width > 1:
+            axes.plot(*train.T, color=FAINT, linewidth=0.8, alpha=0.7, label="training, each step")
+            name = f"training, mean of {width} steps"
+        axes.plot(*_running_mean(train, width).T, color=INK, linewidth=1.8, label=name)
     if len(valid):
         axes.plot(
             *valid.T, color=ACCENT, marker="o", markersize=4, linewidth=1.5, label="validation"
@@ -33,6 +36,7 @@ def plot_losses(path: str | os.PathLike, records: Sequence[dict], title: str = "
         )  # fmt: skip
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=title or "Loss")
     axes.margins(x=0.02)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     if axes.has_data():
         axes.legend(frameon=False)
     write(figure, path)

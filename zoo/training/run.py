@@ -15,13 +15,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from zoo import checkpoint, hosts
+from zoo import checkpoint, hosts, lora
 from zoo.config import Config
 from zoo.data import DataConfig, Prepared, eval_batches, prepare
 from zoo.decoder import Decoder
 from zoo.models import config, config_from_hf, config_to_hf, presets
-from zoo.sharding import laid_out
+from zoo.rounding import METHODS
+from zoo.sharding import Rules, laid_out
+from zoo.training import unread
 from zoo.training.evaluate import Report, evaluate, make_eval_step
 from zoo.training.layout import Layout, find_layout
 from zoo.training.optimizer import make_optimizer
@@ -77,11 +80,6 @@ class Run:
             self.bytes_per_target(split),
         )  # fmt: skip
 
-    @property
-    def tokenizer(self) -> Path:
-        """The folder of the run's own copy."""
-        return self.workdir / checkpoint.TOKENIZER
-
     def bytes_per_target(self, split: str) -> float:
         """Bytes of text that a target stands for on average."""
         stats = self.data.splits[split]
@@ -103,12 +101,17 @@ def prepare_run(
         SaveError: the disk cannot hold a checkpoint.
     """
     workdir = Path(workdir).absolute()
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{workdir} is a file: name a folder by --workdir")
     layout, model_config = find_layout(settings), find_config(settings)
-    layout.check(model_config, settings.data.batch // settings.accumulate)
+    _check_window(model_config, settings)
+    rows = settings.data.batch // settings.accumulate
+    staged = layout.check(model_config, rows, settings.data.window)
+    unread.check(settings, model_config, staged)
     record = _record(settings, model_config)
     resuming = checkpoint.is_run(workdir)
     if resuming:
-        checkpoint.check_run(workdir, record, free=(*_FREE, "data"))
+        checkpoint.check_run(workdir, record, free=(*_FREE, "data", "base"))
     elif any((workdir / checkpoint.CHECKPOINTS).glob("[0-9]*")):
         raise ValueError(
             f"{workdir} has checkpoints and no {checkpoint.RUN_FILE}, so nobody can tell of what: "
@@ -121,16 +124,22 @@ def prepare_run(
         "tokenizer_sha256": data.tokenizer_sha256,
         "sha256": data.sha256,
     }
+    adapted = None
+    if settings.lora is not None:
+        adapted = load_params(settings, layout.mesh, layout.rules)
+        record["base"] = lora.fingerprint(lora.split(adapted)[1])
     if resuming:
         checkpoint.check_run(workdir, record, free=_FREE)
     dtype, policy = compute_dtype(settings.dtype), POLICIES[settings.remat]
     model = layout.model(model_config, dtype=dtype, remat=policy)
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     checkpoints = checkpoint.Checkpoints(workdir, settings.checkpoint.keep)
-    placed = state_shardings(model, optimizer, layout.mesh, layout.rules)
-    state, extra = _state(settings, model, optimizer, checkpoints, layout, placed)
+    placed = state_shardings(model, optimizer, layout.mesh, layout.rules, adapted)
+    state, extra = _state(settings, model, optimizer, checkpoints, layout, placed, adapted)
     if not resuming and hosts.is_first():
-        checkpoint.copy_tokenizer(data.tokenizer.folder, workdir / checkpoint.TOKENIZER)
+        checkpoint.copy_tokenizer(
+            data.tokenizer.folder, workdir / checkpoint.TOKENIZER, _token_ids(data)
+        )
         checkpoint.write_run(workdir, record)
     hosts.meet("run is prepared")
     return Run(
@@ -199,6 +208,10 @@ def _config_of(path: str, weights: bool = False) -> Config:
     """
     if checkpoint.is_run(path):
         return config_from_hf(checkpoint.read_run(path)["model"])
+    if weights and not Path(path).exists():
+        raise ValueError(
+            f"init_from={path!r} does not exist: name a Hugging Face folder or a finished run"
+        )
     if not Path(path).exists():
         raise ValueError(
             f"{path!r} is neither a folder nor a preset: presets are {', '.join(presets())}"
@@ -219,22 +232,33 @@ def _with_tokenizer(settings: Settings) -> DataConfig:
     return dataclasses.replace(settings.data, tokenizer=str(folder))
 
 
+def _token_ids(data: Prepared) -> dict[str, int]:
+    return {f"{name}_token_id": getattr(data.tokenizer, name) for name in ("bos", "eos", "pad")}
+
+
+def _check_window(model_config: Config, settings: Settings) -> None:
+    if settings.data.window > model_config.max_length:
+        raise ValueError(
+            f"data.window={settings.data.window} is longer than the model's "
+            f"max_position_embeddings={model_config.max_length}: shorten the one or lengthen the "
+            "other"
+        )
+
+
 def _check_data(data: Prepared, model_config: Config, settings: Settings) -> None:
     if data.vocab_size > model_config.vocab_size:
         raise ValueError(
             f"the tokenizer has {data.vocab_size} tokens and the model vocab_size="
             f"{model_config.vocab_size}: make the model's larger, or data.vocab_size smaller"
         )
-    if data.window > model_config.max_length:
-        raise ValueError(
-            f"data.window={data.window} is longer than the model's max_position_embeddings="
-            f"{model_config.max_length}: shorten the one or lengthen the other"
-        )
-    if settings.evaluation.split not in data.splits:
-        raise ValueError(
-            f"evaluation.split={settings.evaluation.split!r} is not in the data, which has "
-            f"{', '.join(data.splits)}"
-        )
+    for text in settings.samples.prompts:
+        length = 1 + len(data.tokenizer.encode(text)) + settings.samples.tokens
+        if length > model_config.max_length:
+            raise ValueError(
+                f"samples.prompts={text!r:.60} and samples.tokens={settings.samples.tokens} new "
+                f"ones are {length} tokens, and the model's max_position_embeddings="
+                f"{model_config.max_length}: shorten one of them"
+            )
 
 
 def _state(
@@ -244,20 +268,44 @@ def _state(
     checkpoints: checkpoint.Checkpoints,
     layout: Layout,
     placed: TrainState,
+    params: dict | None,
 ) -> tuple[TrainState, dict | None]:
-    if checkpoints.latest is not None:
+    """The last checkpoint's state, or a new one; `params` are given where they have adapters."""
+    if checkpoints.latest is not None and params is None:
         like = jax.eval_shape(lambda: create_state(model, optimizer, settings.seed))
         return checkpoints.restore(laid_out(like, placed))
-    params = None if settings.init_from is None else load_params(settings.init_from, layout)
+    if settings.init_from is not None and params is None:
+        params = load_params(settings, layout.mesh, layout.rules)
     state = create_state(model, optimizer, settings.seed, params, placed)
+    if checkpoints.latest is not None:
+        return checkpoints.restore(state)
     checkpoints.require_space(state)
     return state, None
 
 
-def load_params(path: str, layout: Layout) -> dict:
-    """Weights of a Hugging Face folder or of a run's best checkpoint, in float32."""
-    if checkpoint.is_run(path):
-        return checkpoint.load_run(path, mesh=layout.mesh, rules=layout.rules)[1]
-    from zoo.hf.load import load
+def load_params(settings: Settings, mesh: Mesh | None, rules: Rules | str | None) -> dict:
+    """Weights of a Hugging Face folder or of a run's best checkpoint, in float32.
 
-    return load(path, layout.mesh, layout.rules, dtype=jnp.float32).params
+    With `settings.lora` they are held as its `base` says, and have new adapters.
+
+    Raises:
+        ValueError: there is no such model, it cannot be held so, or it lacks a target.
+    """
+    start, spec = settings.init_from, settings.lora
+    base = "float32" if spec is None else spec.base
+    if checkpoint.is_run(start):
+        if base not in ("stored", "float32"):
+            raise ValueError(
+                f"lora.base={base!r}, but init_from={start!r} is a run, which holds float32: name "
+                "the folder hf/ in it, or set lora.base='stored'"
+            )
+        params = checkpoint.load_run(start, mesh=mesh, rules=rules)[1]
+    else:
+        from zoo.hf.load import load
+
+        rounded = dict(quantize=base) if base in METHODS else dict(dtype=base)
+        params = load(start, mesh, rules, **({} if base == "stored" else rounded)).params
+    if spec is None:
+        return params
+    key = jax.random.key(settings.seed)
+    return lora.adapt(params, spec.rank, spec.alpha, key, spec.targets)

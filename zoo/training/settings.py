@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -99,7 +100,27 @@ class Samples:
 
     def __post_init__(self):
         _positive("samples", self, "tokens", "top_p")
+        if self.top_p > 1:
+            raise ValueError(f"samples.top_p={self.top_p} must be at most 1")
         _not_negative("samples", self, "temperature")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapters of `rank` learn, weighed by `alpha` / `rank`, and the weights they stand on stay.
+
+    `targets` are linear maps as `zoo.lora.adapt` takes them, None being those of attention and MLP.
+    `base` says how the weights of `init_from` are held: as they are stored, in a type, or rounded
+    as by `zoo.load(..., quantize=...)`.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] | None = None
+    base: Literal["stored", "float32", "bfloat16", "int8", "int4", "fp8"] = "stored"
+
+    def __post_init__(self):
+        _positive("lora", self, "rank", "alpha")
 
 
 @dataclass(frozen=True)
@@ -108,15 +129,15 @@ class Settings:
 
     `model` is a Hugging Face config as a dict, a preset's name, a folder with a config.json, or
     None for the model of `init_from`, which is a Hugging Face folder or a finished run to take
-    weights from. `data.batch` windows make a step, in `accumulate` microbatches. `seed` is of the
-    parameters and of sampling. `dtype` "auto" is bfloat16 on accelerators and float32 on CPU;
-    masters are float32 either way. `mesh` is of `zoo.make_mesh`, over all devices, or None for the
-    first of them alone, and `rules` a table of `zoo.sharding.RULES` by name, one as a dict, or None
-    for the default. On a mesh with stages `microbatches` cut a batch (a microbatch of `accumulate`
-    in its turn), None being up to four per stage, and go through them in `rounds`
-    (`zoo.pipeline`). `remat` says what the backward pass recomputes: nothing, all but
-    matrix products ("cheap"), or everything. `mtp_loss` weighs the loss of a model's layers of
-    multi-token prediction.
+    weights from; with `lora` these stay, and adapters learn. `data.batch` windows make a step, in
+    `accumulate` microbatches. `seed` is of the parameters and of sampling. `dtype` "auto" is
+    bfloat16 on accelerators and float32 on CPU; what learns is float32 either way. `mesh` is of
+    `zoo.make_mesh`, over all devices, or None for the first of them alone, and `rules` a table of
+    `zoo.sharding.RULES` by name, one as a dict, or None for the default. On a mesh with stages
+    `microbatches` cut a batch (a microbatch of `accumulate` in its turn), None being up to four per
+    stage, and go through them in `rounds` (`zoo.pipeline`). `remat` says what the backward pass
+    recomputes: nothing, all but matrix products ("cheap"), or everything. `mtp_loss` weighs the
+    loss of a model's layers of multi-token prediction.
     """
 
     model: dict | str | None
@@ -127,6 +148,7 @@ class Settings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: Literal["nothing", "cheap", "everything"] = "nothing"
     init_from: str | None = None
+    lora: Lora | None = None
     log_every: int = 1
     mesh: str | None = "fsdp=-1"
     rules: dict | str | None = None
@@ -141,7 +163,14 @@ class Settings:
 
     def __post_init__(self):
         _positive("", self, "steps", "accumulate", "log_every", "microbatches", "rounds")
-        _not_negative("", self, "seed", "mtp_loss")
+        _not_negative("", self, "mtp_loss")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} must be from 0 to {2**32 - 1}")
+        if self.evaluation.split not in self.data.splits:
+            raise ValueError(
+                f"evaluation.split={self.evaluation.split!r} is not in the data, which has "
+                f"{', '.join(self.data.splits)}: name one of them"
+            )
         if self.data.batch % self.accumulate:
             raise ValueError(
                 f"accumulate={self.accumulate} must divide data.batch={self.data.batch}"
@@ -157,6 +186,11 @@ class Settings:
                 "model=None: give a Hugging Face config as a dict, a preset's name or a folder, or "
                 "set init_from to the weights to start from"
             )
+        if self.lora is not None and self.init_from is None:
+            raise ValueError(
+                "lora without init_from: set it to the folder or the run whose weights stay, or "
+                "lora=None to train all of a new model"
+            )
 
 
 RESUMABLE = (
@@ -166,11 +200,14 @@ RESUMABLE = (
 not steer it."""
 
 
-def defaults() -> Any:
-    """A ConfigDict of all fields but `model` at their defaults, for a config file to start from."""
+def defaults(cls: type = Settings) -> Any:
+    """A ConfigDict of all fields but `model` at their defaults, for a config file to start from.
+
+    With `Lora`, of its fields: groups that may be None are so at first.
+    """
     from ml_collections import ConfigDict
 
-    return ConfigDict(_default_tree(Settings))
+    return ConfigDict(_default_tree(cls))
 
 
 def from_config(config: Any) -> Settings:
@@ -195,6 +232,7 @@ def explain_override(argument: str) -> str | None:
         if name not in names:
             return _unknown(name, names, ".".join(["config", *path[:depth]]))
         kind = typing.get_type_hints(kind)[name]
+        kind = next(filter(dataclasses.is_dataclass, typing.get_args(kind)), kind)
     return None
 
 
@@ -242,6 +280,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _fits(hint: Any, value: Any) -> bool:
     hint = typing.get_origin(hint) or hint
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, Mapping)
     if isinstance(value, bool):
         return hint in (bool, Any)
     if hint is float:
@@ -267,9 +307,9 @@ def _default_tree(cls: type) -> dict:
         else:
             continue
         options = [a for a in typing.get_args(hint) if a is not type(None)]
-        if type(None) in typing.get_args(hint) and len(options) == 1:
-            held = config_dict.placeholder(typing.get_origin(options[0]) or options[0])
-            value = held if value is None else value
+        if value is None and not dataclasses.is_dataclass(options[0]):
+            kind = object if len(options) > 1 else typing.get_origin(options[0]) or options[0]
+            value = config_dict.placeholder(kind)
         tree[spec.name] = value
     return tree
 
@@ -281,14 +321,21 @@ def _unknown(name: str, names: list[str], where: str) -> str:
 
 
 def _positive(where: str, value: object, *names: str) -> None:
-    for name in names:
-        found = getattr(value, name)
-        if found is not None and not found > 0:
-            raise ValueError(f"{where}{'.' if where else ''}{name}={found} must be positive")
+    _require(where, value, names, "must be positive", lambda x: x > 0)
 
 
 def _not_negative(where: str, value: object, *names: str) -> None:
+    _require(where, value, names, "must not be negative", lambda x: x >= 0)
+
+
+def _require(
+    where: str, value: object, names: Sequence[str], words: str, holds: Callable[[float], bool]
+) -> None:
     for name in names:
         found = getattr(value, name)
-        if found < 0:
-            raise ValueError(f"{where}{'.' if where else ''}{name}={found} must not be negative")
+        if found is None:
+            continue
+        if not abs(found) < math.inf:
+            words, holds = "must be a finite number", lambda x: False
+        if not holds(found):
+            raise ValueError(f"{where}{'.' if where else ''}{name}={found} {words}")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from zoo import sharding
+from zoo import lora, sharding
 from zoo.config import Config
 from zoo.decoder import Decoder
 from zoo.training.losses import IGNORED, Head, cross_entropy, load_balance
@@ -29,8 +29,9 @@ Metrics = dict[str, jax.Array]
 class TrainState:
     """Everything that a step changes, and a checkpoint holds.
 
-    `step` i32[] counts updates; `params` is what `model.apply` takes, in float32 whatever the type
-    of the computation; `rng` is a key that steps fold their number into.
+    `step` i32[] counts updates; `params` is what `model.apply` takes, of which what learns
+    (`zoo.lora.split`) is float32 whatever the type of the computation; `opt_state` is of that
+    alone; `rng` is a key that steps fold their number into.
     """
 
     step: jax.Array
@@ -48,6 +49,8 @@ def create_state(
 ) -> TrainState:
     """The state before the first step, with random parameters unless `params` are given.
 
+    Where these have adapters, what they stand on keeps its type.
+
     With `placed`, the shardings of `state_shardings`, every array is made in its parts.
     """
     init, rng = jax.random.split(jax.random.key(seed))
@@ -58,13 +61,15 @@ def create_state(
 
     if params is None:
         params = compiled(lambda key: model.init(key, tokens), lambda s: s.params)(init)
-    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    learnt, frozen = lora.split(params)
+    params = lora.join(jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), learnt), frozen)
     if placed is not None:
         params = jax.device_put(params, placed.params)
     # Made by a program, as keys cannot be put onto devices of other processes.
     begin = compiled(lambda rng: (jnp.zeros((), jnp.int32), rng), lambda s: (s.step, s.rng))
     step, rng = begin(rng)
-    opt_state = compiled(optimizer.init, lambda s: s.opt_state)(params["params"])
+    learnt, _ = lora.split(params["params"])
+    opt_state = compiled(optimizer.init, lambda s: s.opt_state)(learnt)
     return TrainState(step, params, opt_state, rng)
 
 
@@ -73,16 +78,21 @@ def state_shardings(
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     rules: str | sharding.Rules | None = None,
+    params: dict | None = None,
 ) -> TrainState:
     """A `NamedSharding` for every array of a state: moments lie as their parameters.
+
+    `params` are given where they have adapters, as to `create_state`.
 
     Raises:
         ValueError: as `zoo.sharding.shardings`.
     """
     placed = sharding.shardings(model.cfg, mesh, rules)
-    shapes = jax.eval_shape(lambda: create_state(model, optimizer, 0))
+    placed = placed if params is None else lora.shardings(placed, params)
+    shapes = jax.eval_shape(lambda p: create_state(model, optimizer, 0, p), params)
     whole = NamedSharding(mesh, PartitionSpec())
-    moments = sharding.shardings_like(shapes.opt_state, shapes.params["params"], placed["params"])
+    learnt, where = (lora.split(tree["params"])[0] for tree in (shapes.params, placed))
+    moments = sharding.shardings_like(shapes.opt_state, learnt, where)
     return TrainState(whole, placed, moments, whole)
 
 
@@ -95,6 +105,8 @@ def make_step(
     placed: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compiles (state, batch) -> (state, metrics); the state that goes in is donated.
+
+    Gradients are of what learns alone (`zoo.lora.split`): all parameters, or their adapters.
 
     `accumulate` microbatches of B / accumulate windows run one after the other. Their gradients add
     up to the gradient of the mean over all targets of the batch, however these are spread.
@@ -109,12 +121,13 @@ def make_step(
     """
     predicts = bool(mtp_loss and model.cfg.mtp)
 
-    def loss_fn(params: dict, batch: Batch, targets: jax.Array):
-        out, nll = token_losses(model, {"params": params}, batch)
+    def loss_fn(learnt: dict, frozen: dict, batch: Batch, targets: jax.Array):
+        params = {"params": lora.join(learnt, frozen)}
+        out, nll = token_losses(model, params, batch)
         total = loss = nll.sum() / targets
         stats, extra = out.aux, {}
         if predicts:
-            further, found = further_losses(model, {"params": params}, batch, out.hidden)
+            further, found = further_losses(model, params, batch, out.hidden)
             extra["mtp_loss"] = further / targets
             total, stats = total + mtp_loss * extra["mtp_loss"], stats | found
         if balance.aux_loss:
@@ -122,27 +135,29 @@ def make_step(
             total = total + balance.aux_loss * extra["aux_loss"]
         return total, ({"loss": loss, **extra}, stats)
 
-    def gradients(params: dict, batch: Batch):
+    def gradients(learnt: dict, frozen: dict, batch: Batch):
         targets = jnp.maximum((batch["targets"] != IGNORED).sum(), 1)
         grad = jax.grad(loss_fn, has_aux=True)
         if accumulate == 1:
-            return grad(params, batch, targets)
+            return grad(learnt, frozen, batch, targets)
         parts = jax.tree.map(_split(accumulate), batch)
         first = jax.tree.map(lambda x: x[0], parts)
         zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, first, targets)
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(grad, learnt, frozen, first, targets),
         )
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, grad(params, part, targets)), None
+            return jax.tree.map(jnp.add, total, grad(learnt, frozen, part, targets)), None
 
         return jax.lax.scan(add, zeros, parts)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        params = state.params["params"]
-        grads, (losses, stats) = gradients(params, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, params)
-        params = move_biases(optax.apply_updates(params, updates), stats, balance.bias_rate)
+        learnt, frozen = lora.split(state.params["params"])
+        grads, (losses, stats) = gradients(learnt, frozen, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, learnt)
+        learnt = move_biases(optax.apply_updates(learnt, updates), stats, balance.bias_rate)
+        params = {"params": lora.join(learnt, frozen)}
         metrics = {
             **losses,
             "grad_norm": global_norm(grads),
@@ -150,7 +165,7 @@ def make_step(
         }
         if stats:
             metrics["imbalance"] = imbalance(stats)
-        return TrainState(state.step + 1, {"params": params}, opt_state, state.rng), metrics
+        return TrainState(state.step + 1, params, opt_state, state.rng), metrics
 
     stays = {} if placed is None else {"out_shardings": (placed, None)}
     return jax.jit(step, donate_argnums=0, **stays)
@@ -215,7 +230,8 @@ def move_biases(params: dict, stats: dict, rate: float) -> dict:
     """b_e += rate * sign(mean load - load_e), per layer (arXiv:2412.19437 section 2.1.2).
 
     Args:
-        params: without the outer "params"; those that have no moe/bias are returned as they are.
+        params: what learns, without the outer "params"; where no moe/bias does, it is returned as
+            it is.
         stats: a call's `aux`, summed over microbatches, loads f32[L, E].
     """
     if not rate:
@@ -225,7 +241,7 @@ def move_biases(params: dict, stats: dict, rate: float) -> dict:
         params[stack] = dict(params[stack])
         for layer, found in layers.items():
             moe = params[stack][layer]["moe"]
-            if "bias" not in moe:
+            if not jax.tree.leaves(moe.get("bias")):
                 continue
             sign = jnp.sign(found.load.mean(-1, keepdims=True) - found.load)
             moved = moe | {"bias": {"b": moe["bias"]["b"] + rate * sign}}

@@ -75,8 +75,10 @@ def peak_flops(device: jax.Device) -> float | None:
     return next((peak for name, peak in _PEAKS if name in kind), None)
 
 
-def flops_per_token(config: Config, length: int) -> float:
+def flops_per_token(config: Config, length: int, frozen: bool = False) -> float:
     """Operations that training on one token needs: 6 per active weight, and mixers' products.
+
+    A `frozen` weight takes 4, having no gradient of its own; adapters on it are not counted.
 
     As in PaLM (arXiv:2204.02311 appendix B), attention counts all of the window, and neither
     recomputation nor the embedding look-up counts. A recurrence counts three products with its
@@ -87,7 +89,7 @@ def flops_per_token(config: Config, length: int) -> float:
         length: of a window, in tokens.
     """
     products = sum(_products(la.mixer, length) for la in config.layers)
-    return 6.0 * (size(config).active + products)
+    return (4.0 if frozen else 6.0) * size(config).active + 6.0 * products
 
 
 def _products(mixer: Attention | MLA | GatedDelta, length: int) -> int:

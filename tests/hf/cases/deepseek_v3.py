@@ -81,11 +81,19 @@ GOLDEN = {
     "deepseek_v3_full_q": dict(dtype="float32"),
     "kimi_k25_whole": dict(dtype="bfloat16"),
 }
-# arXiv:2412.19437 (671B, 37B), arXiv:2507.20534.
+# arXiv:2412.19437 (671B, 37B), arXiv:2507.20534, Moonlight's card.
 PUBLISHED = {
     "deepseek-v3": (671, 37),
+    "deepseek-v3-0324": (671, 37),
     "deepseek-r1": (671, 37),
+    "deepseek-r1-0528": (671, 37),
     "deepseek-v3.1": (671, 37),
+    "deepseek-v3.1-terminus": (671, 37),
+    "moonlight-16b-a3b": (16, 3),
     "kimi-k2": (1000, 32),
+    "kimi-k2-0905": (1000, 32),
+    "kimi-k2-thinking": (1000, 32),
     "kimi-k2.5": (1000, 32),
+    "kimi-k2.6": (1000, 32),
+    "kimi-k2.7-code": (1000, 32),
 }

@@ -42,6 +42,7 @@ GOLDEN = {
 }
 # Granite 3.3's and 4.1's cards, and the safetensors sizes of their repos.
 PUBLISHED = {
+    "hyperclovax-think-14b": (14.74, None),  # its card
     "granite-3.3-2b": (2.53, None),
     "granite-3.3-8b": (8.17, None),
     "granite-4.1-3b": (3.4, None),

@@ -26,10 +26,12 @@ CASES = {
     ),
 }
 GOLDEN = {"hunyuan": dict(dtype="bfloat16"), "hunyuan_moe": dict(dtype="bfloat16")}
-# The models' names, and the safetensors sizes of their repos.
+# The models' names, and the safetensors sizes of their repos; 4b is our own count.
 PUBLISHED = {
     "hunyuan-0.5b": (0.539, None),
     "hunyuan-1.8b": (1.79, None),
+    "hunyuan-4b": (4.22, None),
     "hunyuan-7b": (7.50, None),
+    "hunyuan-mt-7b": (7.50, None),
     "hunyuan-a13b": (80, 13),
 }

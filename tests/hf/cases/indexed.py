@@ -32,8 +32,10 @@ CASES = {
     ),
 }
 GOLDEN = {"deepseek_v32": dict(dtype="bfloat16"), "glm_moe_dsa": dict(dtype="bfloat16")}
-# arXiv:2512.02556 (671B as V3, indexers beside), GLM-5's card (744B).
+# arXiv:2512.02556 (671B as V3, indexers beside), the cards of GLM-5 (744B).
 PUBLISHED = {
     "deepseek-v3.2": (671, None),
     "glm-5": (744, None),
+    "glm-5.1": (744, None),
+    "glm-5.2": (744, None),
 }

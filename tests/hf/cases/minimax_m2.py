@@ -21,4 +21,4 @@ CASES = {
 }  # fmt: skip
 GOLDEN = {"minimax_m2": dict(dtype="bfloat16")}
 # The size of the files on the hub; 10 billion active leave out embeddings and head.
-PUBLISHED = {"minimax-m2": (229, None), "minimax-m2.1": (229, None)}
+PUBLISHED = {f"minimax-{name}": (229, None) for name in ("m2", "m2.1", "m2.5", "m2.7")}

@@ -105,6 +105,7 @@ PUBLISHED = {
     "mistral-small-2501": (23.57, None),
     "mistral-small-3.1-24b": (23.57, None),
     "mistral-large-2407": (122.6, None),
+    "mistral-large-2411": (122.6, None),
     "ministral-8b-2410": (8.02, None),
     "ministral-3-3b": (3.4, None),
     "ministral-3-8b": (8.4, None),

@@ -1,4 +1,4 @@
-"""Phi-3, Phi-4, Phi-4-mini and Phi-3.5-MoE."""
+"""Phi-3, Phi-4, Phi-4-mini, Phi-3.5-MoE and Phi-mini-MoE."""
 
 from tests.hf.cases.shared import SMALL, drop
 
@@ -61,10 +61,14 @@ CASES = {
     ),
 }
 GOLDEN = {"phi3_long": dict(dtype="bfloat16"), "phimoe": dict(dtype="bfloat16")}
-# Cards of the models, and the sizes of their files.
+# Cards of the models, and the sizes of their files; arXiv:2506.18349 has Phi-mini-MoE.
 PUBLISHED = {
     "phi-3-mini-4k": (3.82, None),
+    "phi-3-mini-128k": (3.82, None),
     "phi-3.5-mini": (3.82, None),
+    "phi-3.5-moe": (41.9, 6.6),
+    "phi-mini-moe": (7.6, 2.4),
     "phi-4": (14.66, None),
+    "phi-4-reasoning": (14.66, None),
     "phi-4-mini": (3.836, None),
 }

@@ -70,7 +70,9 @@ PUBLISHED = {
     "qwen3.5-4b": (4.2, None),
     "qwen3.5-9b": (9, None),
     "qwen3.5-27b": (27, None),
+    "qwen3.6-27b": (27, None),
     "qwen3.5-35b-a3b": (35, None),
+    "qwen3.6-35b-a3b": (35, None),
     "qwen3.5-122b-a10b": (122, None),
     "qwen3.5-397b-a17b": (397, None),
 }

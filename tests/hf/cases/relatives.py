@@ -1,4 +1,4 @@
-"""Relatives of Qwen and GLM: Kolibri 1, Laguna, MiMo-V2-Flash, and the text part of Qwen2.5-VL."""
+"""Relatives of Qwen and GLM: Kolibri 1, Laguna, MiMo-V2-Flash, and text parts of Qwen's VL."""
 
 from tests.hf.cases.shared import EXPERTS, SMALL, drop
 
@@ -14,6 +14,19 @@ VISION = dict(
     window_size=8,
     fullatt_block_indexes=[0],
 )
+QWEN2 = {
+    "text_config": {
+        **drop(SMALL, "head_dim", "attn_implementation"),
+        "rope_parameters": {"rope_theta": 1e5, "mrope_section": [1, 2, 1]},
+    },
+    "image_token_id": 95,
+    "video_token_id": 96,
+    "attn_implementation": "eager",
+}
+DEEPSTACK = {
+    **drop(VISION, "window_size", "fullatt_block_indexes"),
+    "deepstack_visual_indexes": [0],
+}
 
 CASES = {
     "kolibri1": (
@@ -63,20 +76,52 @@ CASES = {
             },
         },
     ),
-    "qwen2_5_vl": (
-        "Qwen2_5_VL",
+    "qwen2_5_vl": ("Qwen2_5_VL", {**QWEN2, "vision_config": VISION}),
+    "qwen2_vl": (
+        "Qwen2VL",
+        {
+            **QWEN2,
+            "vision_config": dict(depth=1, embed_dim=16, hidden_size=32, num_heads=2, patch_size=2),
+        },
+    ),
+    "qwen3_vl": (
+        "Qwen3VL",
         {
             "text_config": {
-                **drop(SMALL, "head_dim", "attn_implementation"),
-                "rope_parameters": {"rope_theta": 1e5, "mrope_section": [1, 2, 1]},
+                **drop(SMALL, "attn_implementation"),
+                "rope_parameters": {
+                    "rope_theta": 1e5,
+                    "mrope_section": [1, 2, 2],
+                    "mrope_interleaved": True,
+                },
+                "tie_word_embeddings": True,
             },
-            "vision_config": VISION,
-            "image_token_id": 95,
-            "video_token_id": 96,
+            "vision_config": DEEPSTACK,
+            "tie_word_embeddings": True,
             "attn_implementation": "eager",
+        },
+    ),
+    "qwen3_vl_moe": (
+        "Qwen3VLMoe",
+        {
+            "text_config": {
+                **drop(SMALL, "attn_implementation"),
+                **drop(EXPERTS, "experts_implementation"),
+                "num_experts": 6,
+                "rope_parameters": {"rope_theta": 1e5, "mrope_section": [2, 1, 2]},
+            },
+            "vision_config": DEEPSTACK,
+            "attn_implementation": "eager",
+            "experts_implementation": "eager",
         },
     ),
 }
 GOLDEN = {"mimo_v2_flash": dict(dtype="bfloat16")}
-# arXiv:2601.02780: 309B parameters, 15B of them active.
-PUBLISHED = {"mimo-v2-flash": (309, 15)}
+# arXiv:2601.02780: 309B parameters, 15B of them active. Cards: Laguna XS.2; Kolibri 1, whose 3.46B
+# active parameters leave out the embeddings. S 2.1 is our own count.
+PUBLISHED = {
+    "mimo-v2-flash": (309, 15),
+    "laguna-xs.2": (33, 3),
+    "laguna-s-2.1": (117.6, 8.45),
+    "kolibri-1": (78, 3.79),
+}
