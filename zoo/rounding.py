@@ -152,7 +152,13 @@ def matrices(path: str, shape: Shape) -> Place | None:
     return Place(shape[:lead], rest, len(rest) - 1 if name == "o" else 1)
 
 
-def encode(read: Read, where: Place, how: Method, put: Callable = jnp.asarray) -> Quantized:
+def encode(
+    read: Read,
+    where: Place,
+    how: Method,
+    put: Callable = jnp.asarray,
+    empty: Callable = np.empty,
+) -> Quantized:
     """The matrices that `read` gives, one at a time.
 
     Args:
@@ -160,9 +166,10 @@ def encode(read: Read, where: Place, how: Method, put: Callable = jnp.asarray) -
         where: of `place`.
         how: to round.
         put: a numpy array to a device.
+        empty: a numpy array of a shape and type to fill; what `put` can take without a copy.
     """
     (rows, columns), form = where.matrix, _form(where, how)
-    codes, scales = None, np.empty((*where.lead, *form.grid), how.scale_type)
+    codes, scales = None, empty((*where.lead, *form.grid), np.dtype(how.scale_type))
     step = max(1, CHUNK // columns)
     for index in np.ndindex(*where.lead):
         whole = read(index).reshape(columns, rows)
@@ -170,7 +177,7 @@ def encode(read: Read, where: Place, how: Method, put: Callable = jnp.asarray) -
             part = slice(start, start + step)
             made, scales[index][part] = _rounded(whole[:, part].T.astype(np.float32), form, how)
             if codes is None:
-                codes = np.empty((*where.lead, *form.codes_shape), made.dtype)
+                codes = empty((*where.lead, *form.codes_shape), made.dtype)
             codes[index][part] = made
     view = Matrix(where.shape, where.inputs)
     return Quantized(put(codes), put(scales), None, form, view)

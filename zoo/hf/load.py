@@ -251,12 +251,12 @@ class _Fill:
 def _quantized(fill: _Fill, where: Place, how: Method, sharding: NamedSharding | None) -> Quantized:
     """A parameter, rounded while it is read; a mesh cuts it along layers, experts and outputs."""
     if sharding is None:
-        return encode(fill.matrix, where, how, jax.device_put)
+        return encode(fill.matrix, where, how, jax.device_put, strided.empty)
 
     def put(array: np.ndarray) -> jax.Array:
         return jax.device_put(array, codes_sharding(sharding, where, array.shape[-2]))
 
-    return encode(fill.matrix, where, how, put)
+    return encode(fill.matrix, where, how, put, strided.empty)
 
 
 def codes_sharding(sharding: NamedSharding, where: Place, rows: int) -> NamedSharding:
