@@ -112,7 +112,14 @@ def test_even_load_scores_top_k():
     assert load_balance([even]) == pytest.approx(2.0)
 
 
-def test_load_balance_refuses_layers_of_different_sizes():
-    stats = [MoEStats(jnp.ones(n), jnp.ones(n), jnp.ones(())) for n in (4, 8)]
-    with pytest.raises(ValueError, match=r"\[4, 8\] experts.*aux_loss=0"):
-        load_balance(stats)
+def test_layers_of_other_sizes_weigh_what_they_read():
+    """The mean over tokens of each size's own loss: by hand, of one layer of 4 and two of 8."""
+    rng = np.random.default_rng(2)
+    small, big, more = (
+        MoEStats(rng.random(n), rng.random(n), np.array(tokens))
+        for n, tokens in ((4, 6.0), (8, 6.0), (8, 6.0))
+    )
+    wanted = float(load_balance([small]) + 2 * load_balance([big, more])) / 3
+    assert load_balance([small, big, more]) == pytest.approx(wanted, rel=1e-6)
+    assert load_balance([big, small, more]) == pytest.approx(wanted, rel=1e-6)
+    assert load_balance([]) == 0

@@ -123,10 +123,11 @@ def _product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
 
 
 def load_balance(stats: Iterable[MoEStats]) -> jax.Array:
-    """E * sum_e f_e * P_e, pooled over the tokens of all layers (Switch, arXiv:2101.03961 eq. 4-6).
+    """E * sum_e f_e * P_e, pooled over the tokens of layers (Switch, arXiv:2101.03961 eq. 4-6).
 
     f_e is the mean number of assignments of a token to expert e, P_e its mean router probability,
-    as `load_balancing_loss_func` of transformers has them: a balanced router scores top_k.
+    as `load_balancing_loss_func` of transformers has them: a balanced router scores top_k. Layers
+    of as many experts are pooled, and of several such pools this is the mean over their tokens.
 
     Args:
         stats: per MoE layer, `load` and `prob` f32[..., E], `tokens` f32[...]; leading axes are
@@ -134,21 +135,20 @@ def load_balance(stats: Iterable[MoEStats]) -> jax.Array:
 
     Returns:
         f32[]; 0 without layers.
-
-    Raises:
-        ValueError: the layers differ in their number of experts, so that pooling has no meaning.
     """
-    stats = list(stats)
-    sizes = {s.load.shape[-1] for s in stats}
-    if not stats:
-        return jnp.zeros((), jnp.float32)
-    if len(sizes) > 1:
-        raise ValueError(
-            f"load balance over layers of {sorted(sizes)} experts: it pools layers of equal size; "
-            "set balance.aux_loss=0 and balance by the selection bias"
-        )
-    (experts,) = sizes
-    load = sum(s.load.reshape(-1, experts).sum(0) for s in stats)
-    prob = sum(s.prob.reshape(-1, experts).sum(0) for s in stats)
-    tokens = jnp.maximum(sum(s.tokens.sum() for s in stats), 1.0)
-    return experts * jnp.sum(load / tokens * (prob / tokens))
+    pools: dict[int, list[MoEStats]] = {}
+    for layer in stats:
+        pools.setdefault(layer.load.shape[-1], []).append(layer)
+    found = [_pooled(layers) for layers in pools.values()]
+    total = sum(tokens for _, tokens in found)
+    return jnp.asarray(sum(score * (tokens / total) for score, tokens in found), jnp.float32)
+
+
+def _pooled(layers: list[MoEStats]) -> tuple[jax.Array, jax.Array]:
+    """`load_balance` of layers of as many experts, and how many tokens they read together."""
+    load, prob = (
+        sum(x.reshape(-1, x.shape[-1]).sum(0) for x in sums)
+        for sums in ([s.load for s in layers], [s.prob for s in layers])
+    )
+    tokens = jnp.maximum(sum(s.tokens.sum() for s in layers), 1.0)
+    return load.size * jnp.sum(load / tokens * (prob / tokens)), tokens
