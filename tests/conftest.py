@@ -6,7 +6,9 @@ import gc
 import itertools
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 _CACHE = Path(tempfile.gettempdir()) / f"zoo-test-cache-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
@@ -63,6 +65,15 @@ def made(cfg) -> tuple[zoo.Decoder, dict, jax.Array]:
 def rng() -> np.random.Generator:
     """Numbers that are the same in every run."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def unread() -> Iterator[TextIO]:
+    """A file to write to, of a pipe that nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as file:
+        yield file
 
 
 MOST_MAPS = 20_000

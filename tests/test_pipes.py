@@ -8,18 +8,9 @@ from pathlib import Path
 import pytest
 
 from zoo import cli
-from zoo.pipes import ends_with_reader
+from zoo.pipes import Spared, ends_with_reader
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture
-def unread():
-    """A file to write to, of a pipe that nobody reads."""
-    read, write = os.pipe()
-    os.close(read)
-    with open(write, "w") as file:
-        yield file
 
 
 @pytest.mark.parametrize(
@@ -39,6 +30,19 @@ def test_what_a_command_ends_with(ends, error, unread, monkeypatch):
     with pytest.raises((SystemExit, KeyError), match=error), ends_with_reader():
         ends()
     print("another goes nowhere", flush=True)
+
+
+def test_work_goes_on_where_nothing_can_be_written(unread):
+    """Of a pipe it is told; of a full disk it may become better."""
+    told = []
+    file = Spared(unread, lambda: told.append("unread"))
+    for _ in range(2):
+        print("a line", file=file, flush=True)
+    assert told == ["unread"]
+    with open("/dev/full", "w", buffering=1) as full:
+        print("a line", file=Spared(full, lambda: told.append("full")), flush=True)
+        os.dup2(unread.fileno(), full.fileno())  # What is left can be written when it is closed.
+    assert told == ["unread"]
 
 
 @pytest.mark.parametrize("verb", [["list", "qwen3-0.6b"], ["show", "qwen3-0.6b"]])

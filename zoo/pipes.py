@@ -1,12 +1,15 @@
-"""Output whose reader may leave before its end, as `head` does: commands end without a word."""
+"""Output whose reader may leave before its end, as `head` does: commands end without a word.
+
+A command whose work is to be kept first gets the time to keep it (`Spared`).
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import rich.console
 
@@ -19,6 +22,35 @@ class Console(rich.console.Console):
 
     def on_broken_pipe(self) -> NoReturn:
         raise BrokenPipeError
+
+
+class Spared:
+    """A file whose failure is no error: a terminal that is gone, a full disk, a pipe nobody reads.
+
+    For work that matters more than what it says of itself. Of a pipe `unread` is called, once.
+    """
+
+    def __init__(self, file: TextIO, unread: Callable[[], None]):
+        self._file, self._unread = file, unread
+
+    def write(self, text: str) -> int:
+        self._spared(self._file.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._spared(self._file.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def _spared(self, act: Callable, *args: str) -> None:
+        try:
+            act(*args)
+        except BrokenPipeError:
+            _discard(self._file)
+            self._unread()
+        except OSError:
+            pass  # It may be written to again: a disk gets room.
 
 
 @contextmanager
@@ -50,8 +82,13 @@ def _give_up(file: TextIO) -> bool:
     try:
         file.flush()
     except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, file.fileno())
-        os.close(nowhere)
+        _discard(file)
         return True
     return False
+
+
+def _discard(file: TextIO) -> None:
+    """From now on what is written goes nowhere, and so does what is buffered."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file.fileno())
+    os.close(nowhere)

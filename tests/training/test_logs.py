@@ -31,6 +31,26 @@ def test_first_signal_asks_and_second_interrupts():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_ctrl_c_is_answered_and_the_end_of_a_terminal_asks_too(capfd):
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert "stopping after this step" in capfd.readouterr().err
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal is signal.SIGHUP
+
+
+def test_a_run_that_shall_outlive_its_terminal_does():
+    """As nohup starts it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 300])
 def test_plots_of_any_length_are_pngs(tmp_path, steps):
     records = [{"step": s, "loss": 5 / (s + 1)} for s in range(steps)]

@@ -148,6 +148,17 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, final, cache, tm
     assert (workdir / "evaluation.json").exists()
 
 
+def test_a_run_that_nobody_reads_saves_its_step(tmp_path, cache, unread, monkeypatch):
+    """As of `train.py 2>&1 | head`: where it would have ended without."""
+    monkeypatch.setattr(sys, "stderr", unread)
+    outcome = loop.run(settings(), tmp_path / "run", cache)
+    assert outcome.signal is signal.SIGPIPE
+    assert outcome.step < 16
+    kept = checkpoint.Checkpoints(tmp_path / "run", tidy=False)
+    assert kept.latest == outcome.step
+    kept.close()
+
+
 def test_a_run_moves_between_meshes(finished, final, tmp_path, cache):
     """Begun on one device, ended on eight, and read on another eight and on one."""
     workdir = tmp_path / "whole"

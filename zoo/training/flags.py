@@ -58,5 +58,10 @@ def fail(message: object, status: int = 1) -> NoReturn:
     """Prints why, and leaves; that nobody reads is for `run` to see."""
     if isinstance(message, BrokenPipeError):
         raise message
-    print(f"error: {message}", file=sys.stderr)
+    try:
+        print(f"error: {message}", file=sys.stderr)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass  # Of a terminal that is gone, or a full disk: the status tells.
     sys.exit(status)

@@ -7,10 +7,11 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from zoo import hosts
-from zoo.pipes import Console
+from zoo.pipes import Console, Spared
 
 METRICS = "metrics.jsonl"
 
@@ -71,15 +72,17 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict]:
 class Display:
     """A progress bar on a terminal, else a line every few seconds; on stderr.
 
-    Of several processes the first shows it.
+    Of several processes the first shows it. What cannot be written does not stop a run: `unread` is
+    called where that is because nobody reads it.
     """
 
-    def __init__(self, steps: int, done: int):
+    def __init__(self, steps: int, done: int, unread: Callable[[], None] = lambda: None):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self._console = Console(
-            file=sys.stderr, highlight=False, soft_wrap=True, quiet=not hosts.is_first()
-        )
+            file=Spared(sys.stderr, unread), highlight=False, soft_wrap=True,
+            quiet=not hosts.is_first(),
+        )  # fmt: skip
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(bar_width=24),

@@ -31,7 +31,10 @@ class NotFinite(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: after which step, by which signal if any, and what `finish` found if not."""
+    """How a run ended: after which step, by which signal if any, and what `finish` found if not.
+
+    SIGPIPE is that nobody reads what the run says.
+    """
 
     step: int
     signal: Signals | None
@@ -74,7 +77,11 @@ def train(run: Run) -> Signals | None:
     steps = run.settings.steps
     if run.step >= steps:
         return None
-    with StopRequest() as stop, Display(steps, run.step) as display, run.layout.use():
+    with (
+        StopRequest() as stop,
+        Display(steps, run.step, stop.unread) as display,
+        run.layout.use(),
+    ):
         loop = _Loop(run, display)
         try:
             while loop.step < steps and not stop.is_asked(loop.step):
