@@ -52,7 +52,7 @@ def report() -> None:
 
     said = {option.name: flags.FLAGS[option.name].value for option in tasks.OPTIONS}
     try:
-        found = tasks.run(MODEL.value, said) if said["tasks"] else measure_text(said)
+        found = measure_tasks(said) if said["tasks"] else measure_text(said)
     except (ValueError, OSError) as e:
         fail(e, status=2)
     if not hosts.is_first():
@@ -64,10 +64,17 @@ def report() -> None:
         Path(said["out"]).write_text(text + "\n")
 
 
+def measure_tasks(said: Mapping[str, Any]) -> dict:
+    given = [flag.name for flag in (CONFIG, SPLIT, BATCHES, CACHE) if flag.present]
+    if given:
+        raise ValueError(f"--{', --'.join(given)}: that is for text, and tasks have their own")
+    return tasks.run(MODEL.value, said)
+
+
 def measure_text(said: Mapping[str, Any]) -> dict:
     from zoo.training.measure import measure
 
-    tasks.check_unused(said)
+    tasks.check_unused(MODEL.value, said)
     return measure(
         MODEL.value, CONFIG.value, SPLIT.value, BATCHES.value, said["which"], CACHE.value,
         said["mesh"], said["rules"],

@@ -250,6 +250,7 @@ def test_the_command_runs_local_tasks_without_torch(folder, tasks, plain, tmp_pa
         ([], "names no task"),
         (["--tasks", "zoo_until", "--rules", "data"], "--rules=data are for a mesh"),
         (["--tasks", "zoo_until", "--mesh", "data=3"], "mesh 'data=3' holds 3 device(s)"),
+        (["--tasks", "zoo_until", "--which", "best"], "--which=best would change nothing"),
     ],
 )
 def test_a_command_that_is_wrong_ends_before_anything_is_loaded(folder, capsys, flags, says):
@@ -257,11 +258,19 @@ def test_a_command_that_is_wrong_ends_before_anything_is_loaded(folder, capsys, 
     assert says in capsys.readouterr().err
 
 
-def test_flags_of_tasks_are_refused_where_text_is_measured(folder):
-    command = [sys.executable, "eval.py", f"--model={folder}", "--num_fewshot=3", "--dtype=float32"]
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--num_fewshot=3", "--dtype=float32"], "--num_fewshot, --dtype: that is for tasks"),
+        (["--which=best"], "--which=best would change nothing: {} is no run"),
+        (["--tasks=x", "--split=test", "--batches=2"], "--split, --batches: that is for text"),
+    ],
+)
+def test_flags_that_nothing_reads_are_refused(folder, flags, says):
+    command = [sys.executable, "eval.py", f"--model={folder}", *flags]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
-    assert "error: --num_fewshot, --dtype: that is for tasks" in done.stderr
+    assert f"error: {says.format(folder)}" in done.stderr
 
 
 def test_without_lm_eval_the_extra_is_named(folder, monkeypatch, capsys):

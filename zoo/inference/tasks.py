@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.options import DTYPE, MESH, QUANTIZE, RULES, Option
+from zoo.runs import is_run
 
+WHICH = Option("which", ("best", "latest"), "which checkpoint of a run", "latest")
 SHARED = (
-    Option("which", ("best", "latest"), "which checkpoint of a run", "latest"),
+    WHICH,
     MESH,
     RULES,
     Option("out", str, "a JSON file to write"),
@@ -36,7 +38,8 @@ def run(model: str, said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         said: values of `OPTIONS`, by name.
 
     Raises:
-        ValueError: as `evaluate`; or there are no tasks, or several processes.
+        ValueError: as `evaluate`; or there are no tasks, several processes, or flags that nothing
+            would read.
     """
     import jax
     import jax.numpy as jnp
@@ -46,6 +49,7 @@ def run(model: str, said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
     if not (tasks := [task.strip() for task in (said["tasks"] or "").split(",") if task.strip()]):
         raise ValueError(f"--tasks={said['tasks']} names no task: try --tasks=arc_easy,wikitext")
+    check_unused(model, said)
     if jax.process_count() > 1:
         raise ValueError(f"--tasks run in one process, and there are {jax.process_count()}")
     if said["rules"] is not None and said["mesh"] is None:
@@ -61,12 +65,21 @@ def run(model: str, said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     )
 
 
-def check_unused(said: Mapping[str, Any]) -> None:
-    """Refuses flags that mean nothing where there are no tasks.
+def check_unused(model: str, said: Mapping[str, Any]) -> None:
+    """Refuses flags that nothing would read.
+
+    Args:
+        model: as `run` takes it.
+        said: values of `OPTIONS`, by name; without "tasks" text is measured.
 
     Raises:
         ValueError: it names them.
     """
-    others = [option for option in OPTIONS if option not in SHARED]
+    others = [] if said["tasks"] else [option for option in OPTIONS if option not in SHARED]
     if given := [o.name for o in others if said[o.name] != o.default]:
         raise ValueError(f"--{', --'.join(given)}: that is for tasks, which --tasks names")
+    if said["which"] != WHICH.default and not is_run(model):
+        raise ValueError(
+            f"--which={said['which']} would change nothing: {model} is no run, which has "
+            "checkpoints to choose from; leave --which out"
+        )
