@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -244,10 +245,12 @@ def load_run(
     which: Literal["best", "latest"] = "best",
     mesh: jax.sharding.Mesh | None = None,
     rules: str | Rules | None = None,
+    merge: Callable[[dict], dict] = lora.merged,
 ) -> tuple[Config, dict, Path | None]:
     """The model of a run: config, parameters, and the folder of its tokenizer if it has one.
 
-    Adapters are merged into the weights that they stand on, read anew from where the run started.
+    Adapters are merged into the weights that they stand on, read anew from where the run started:
+    at once, or by `zoo.lora.sums`, as `zoo.save_hf` writes them.
 
     With a mesh, parameters lie on it by the rules, whatever mesh they were saved from.
 
@@ -264,8 +267,7 @@ def load_run(
     if step is None:
         raise ValueError(f"{checkpoints.folder} has no checkpoint: let the run reach one first")
     if "base" in record:
-        params = checkpoints.restore_adapters(_base(workdir, record, mesh, rules), step)
-        params = lora.merged(params)
+        params = merge(checkpoints.restore_adapters(_base(workdir, record, mesh, rules), step))
     else:
         placed = None if mesh is None else shardings(config, mesh, rules)
         params = checkpoints.restore_params(config, step, placed)

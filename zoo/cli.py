@@ -74,7 +74,7 @@ def _convert(args: argparse.Namespace) -> None:
     import jax.numpy as jnp
 
     import zoo
-    from zoo import checkpoint
+    from zoo import checkpoint, lora
 
     lie, _ = _placing(args)
     dtype = None if args.dtype is None else jnp.dtype(args.dtype)
@@ -82,7 +82,7 @@ def _convert(args: argparse.Namespace) -> None:
         from zoo.training.finish import export
         from zoo.training.settings import from_config
 
-        config, params, tokenizer = checkpoint.load_run(args.source, **lie)
+        config, params, tokenizer = checkpoint.load_run(args.source, **lie, merge=lora.sums)
         tree = checkpoint.read_run(args.source)["settings"]
         settings = None if tree is None else from_config(tree)
         export(args.destination, config, params, settings, tokenizer, dtype)

@@ -1,6 +1,7 @@
 """Training by adapters: what learns, what stays, and a run from one folder to another."""
 
 import ast
+import filecmp
 import math
 import re
 import runpy
@@ -168,7 +169,7 @@ def test_resumed_equals_uninterrupted(finished, tmp_path, cache):
 
 def test_a_run_on_a_quantised_folder(tmp_path, cache, monkeypatch):
     """Codes stay, the run goes on from them, and the export is what they mean plus adapters, of
-    which there is never more than a layer as floats."""
+    which there is never more than a layer as floats; nor where the run is converted."""
     made, read = [], lora.Sum.__getitem__
 
     def noted(self, at):
@@ -182,8 +183,11 @@ def test_a_run_on_a_quantised_folder(tmp_path, cache, monkeypatch):
     losses = [r["loss"] for r in read_metrics(tmp_path / "run") if "loss" in r]
     assert losses[-1] < losses[0] - 0.05
     layers = zoo.load(start).config.stacks[0].repeats
-    assert len(made) == 7 * layers
+    assert cli.main(["convert", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
+    assert len(made) == 2 * 7 * layers
     assert all(shape[0] == layers and len(at) == 1 for shape, at in made)
+    names = [path.name for path in (tmp_path / "run/hf").iterdir()]
+    assert filecmp.cmpfiles(tmp_path / "run/hf", tmp_path / "hf", names, False)[0] == names
     again = prepare_run(spec, tmp_path / "run", cache)
     again.checkpoints.close()
     stayed = jax.tree.leaves(lora.split(again.state.params)[1])
