@@ -3,6 +3,7 @@
 import filecmp
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -164,6 +165,42 @@ def test_convert_changes_the_type_when_asked(capsys, folder, tmp_path):
     got = zoo.load(tmp_path / "hf").params
     jax.tree.map(np.testing.assert_array_equal, got, want)
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_convert_fills_an_empty_folder_that_somebody_is_in(capsys, folder, tmp_path, monkeypatch):
+    """Replaced, it would be gone for the shell that is in it; so it is not replaced later."""
+    assert run(capsys, "convert", folder, tmp_path / "run")[0] == 0
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / ".inside.01234567.tmp").mkdir()  # as a save that was killed leaves it
+    monkeypatch.chdir(inside)
+    assert run(capsys, "convert", tmp_path / "run", ".")[0] == 0
+    names = sorted(os.listdir("."))
+    assert names == sorted(path.name for path in folder.iterdir())
+    assert filecmp.cmpfiles(folder, ".", ["model.safetensors"], False)[0] == ["model.safetensors"]
+    status, _, err = run(capsys, "convert", tmp_path / "run", ".")
+    assert status == 2
+    assert "is the current directory" in err
+    assert sorted(os.listdir(".")) == names
+
+
+def test_convert_knows_where_it_cannot_write_before_it_loads(capsys, folder, tmp_path, monkeypatch):
+    assert run(capsys, "convert", folder, tmp_path / "run")[0] == 0
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(zoo, "load", None)
+    monkeypatch.setattr(checkpoint, "load_run", None)
+    within = tmp_path / "run/checkpoints/7"
+    for source, out, says in (
+        (tmp_path / "run", tmp_path / "run", "is not empty and no checkpoint"),
+        (tmp_path / "run", within, "is among the checkpoints of the run"),
+        (tmp_path / "run", tmp_path / "file", "is a file"),
+        (folder, tmp_path / "file", "is a file"),
+        (folder, tmp_path / "run", "is not empty: name a new folder"),
+    ):
+        status, _, err = run(capsys, "convert", source, out)
+        assert status == 2
+        assert says in err
+    assert not within.exists()
 
 
 def test_verify_says_byte_identical(capsys, folder):

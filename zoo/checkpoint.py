@@ -11,7 +11,6 @@ the best by validation loss. Restoring always gives Orbax the shapes to expect.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import sys
@@ -24,20 +23,31 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from zoo import lora
+from zoo import lora, muted
 from zoo.config import Config
 from zoo.describe import shapes
 from zoo.quantized import is_quantized
-from zoo.runs import RUN_FILE, TOKENIZER, check_run, copy_tokenizer, is_run, read_run, write_run
+from zoo.runs import (
+    RUN_FILE,
+    TOKENIZER,
+    check_new,
+    check_run,
+    copy_tokenizer,
+    is_run,
+    read_run,
+    write_run,
+)
 from zoo.sharding import Rules, laid_out, shardings
 from zoo.training.step import TrainState
 
 __all__ = [
-    "CHECKPOINTS", "RUN_FILE", "TOKENIZER", "Checkpoints", "SaveError", "check_run",
+    "CHECKPOINTS", "RUN_FILE", "TOKENIZER", "Checkpoints", "SaveError", "check_new", "check_run",
     "copy_tokenizer", "is_run", "load_run", "read_run", "save_run", "write_run",
 ]  # fmt: skip
 
 CHECKPOINTS = "checkpoints"
+
+muted.mute_orbax()
 
 
 class SaveError(OSError):
@@ -311,9 +321,7 @@ def save_run(
     """
     from zoo.models import config_to_hf
 
-    workdir = Path(workdir)
-    if workdir.is_dir() and any(workdir.iterdir()):
-        raise ValueError(f"{workdir} is not empty: name a new folder")
+    workdir = check_new(workdir)
     if is_quantized(params):
         raise ValueError("a run holds floats, but these params are quantised: load with a dtype")
     checkpoints = Checkpoints(workdir, keep=1)
@@ -383,28 +391,3 @@ def _meeting() -> ocp.multihost.BarrierSyncFn:
         wait(key=key, timeout_ms=timeout_ms)
 
     return meet
-
-
-_EXPECTED = (
-    "did not provide metrics",  # They are meant to be saved without.
-    "_SignalingThread.run() raised", "Failed to run", "Save Finalize thread",  # `wait` raises these
-)  # fmt: skip
-
-
-def _mute(record: logging.LogRecord) -> bool:
-    """Orbax tells a screenful per save, and of a save that fails one per thread."""
-    if "orbax" not in record.pathname:
-        return True
-    return record.levelno >= logging.WARNING and not any(
-        words in record.getMessage() for words in _EXPECTED
-    )
-
-
-def _mute_closed_loop(unraisable: Any) -> None:
-    """Tensorstore's threads go on to answer the event loop of a save that has failed already."""
-    if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
-        _unraisablehook(unraisable)
-
-
-_unraisablehook, sys.unraisablehook = sys.unraisablehook, _mute_closed_loop
-logging.getLogger("absl").addFilter(_mute)

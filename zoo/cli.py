@@ -75,10 +75,14 @@ def _convert(args: argparse.Namespace) -> None:
 
     import zoo
     from zoo import checkpoint, lora
+    from zoo.hf.destination import check_destination
 
     lie, _ = _placing(args)
     dtype = None if args.dtype is None else jnp.dtype(args.dtype)
     if checkpoint.is_run(args.source):
+        out = check_destination(args.destination)
+        if Path(args.source, checkpoint.CHECKPOINTS).resolve() in out.parents:
+            raise ValueError(f"{out} is among the checkpoints of the run: name another folder")
         from zoo.training.finish import export
         from zoo.training.settings import from_config
 
@@ -87,6 +91,7 @@ def _convert(args: argparse.Namespace) -> None:
         settings = None if tree is None else from_config(tree)
         export(args.destination, config, params, settings, tokenizer, dtype)
     else:
+        checkpoint.check_new(args.destination)
         found = zoo.load(args.source, dtype=dtype, **lie)
         tokenizer = args.source if found.tokenizer is not None else None
         checkpoint.save_run(args.destination, found.config, found.params, tokenizer)

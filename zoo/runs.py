@@ -34,6 +34,16 @@ def copy_tokenizer(
         (target / GENERATION).write_bytes(json_bytes(dict(ids)))
 
 
+def check_new(workdir: str | os.PathLike) -> Path:
+    """Raises ValueError unless a run can be made here: nothing is, or an empty folder."""
+    workdir = Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{workdir} is a file: name a new folder")
+    if workdir.is_dir() and any(workdir.iterdir()):
+        raise ValueError(f"{workdir} is not empty: name a new folder")
+    return workdir
+
+
 def is_run(path: str | os.PathLike) -> bool:
     """Whether a folder is the working directory of a run."""
     return (Path(path) / RUN_FILE).is_file()

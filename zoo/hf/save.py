@@ -1,8 +1,5 @@
 """`save_hf`: a Config and parameters as a Hugging Face folder, exactly as it was read where it was.
 
-The folder is written beside its destination under a temporary name, tensor by tensor, and takes its
-place in the end, so a save that is killed, or that fills the disk, loses nothing that was there.
-
 Parameters spread over several processes are gathered tensor by tensor; each process writes its
 share of the files, into a folder that all of them see.
 """
@@ -10,11 +7,7 @@ share of the files, into a folder that all of them see.
 from __future__ import annotations
 
 import collections
-import contextlib
-import errno
 import os
-import secrets
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,21 +19,12 @@ import numpy as np
 from zoo import hosts
 from zoo.config import Config
 from zoo.hf import sidecars, stored, strided
+from zoo.hf.destination import check_destination, check_space, taking_place
 from zoo.hf.layout import shapes
 from zoo.hf.load import flatten, float_type
 from zoo.hf.quantization import FLOATS
 from zoo.hf.safetensors import File, Spec, layout, write, write_atomically
-from zoo.hf.source import (
-    CONFIG,
-    GENERATION,
-    INDEX,
-    NAMED,
-    TOKENIZER,
-    WEIGHTS,
-    Source,
-    json_bytes,
-    some,
-)
+from zoo.hf.source import INDEX, WEIGHTS, Source, json_bytes, some
 from zoo.hf.table import Tensor, expand
 from zoo.lora import Sum
 from zoo.models import storage
@@ -48,14 +32,6 @@ from zoo.models.family import Storage
 from zoo.quantized import Quantized, is_quantized
 
 SHARD_BYTES = 5_000_000_000
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class DiskFullError(OSError):
-    """There is no room for a folder; it says so without the number of the system's error."""
-
-    def __str__(self) -> str:
-        return self.strerror
 
 
 @dataclass(frozen=True)
@@ -80,7 +56,8 @@ def save_hf(
     """Writes a folder that transformers loads.
 
     Args:
-        out_dir: the folder to make. An older checkpoint there is replaced, all else is an error.
+        out_dir: the folder to make, or an empty one to fill. An older checkpoint there is
+            replaced, unless it is the current directory; all else is an error.
         config: the architecture that `params` belong to.
         params: as `load` or `Decoder(config).init` returns them, or `zoo.lora.sums`.
         source: the checkpoint that they came from. Its extras, dtypes, shards, tokenizer and
@@ -96,9 +73,8 @@ def save_hf(
             family cannot express it, or `out_dir` holds something else than a checkpoint.
         OSError: if the disk is full; it says how much is needed, and what was there still is.
     """
-    out = Path(out_dir).expanduser().resolve()  # a link stays one: what it names is written
+    out = check_destination(out_dir)
     dtype = None if dtype is None else float_type(dtype)
-    _check_destination(out)
     flat = flatten(params.get("params", params))
     hf, names, there = None, None, None
     if source is not None:
@@ -128,33 +104,17 @@ def save_hf(
         files[INDEX] = _index(shards, source)
     need = sum(s.nbytes for shard in shards for s in shard.specs)
     need += sum(len(f) if isinstance(f, bytes) else f.stat().st_size for f in files.values())
-    _check_space(out, need)
+    check_space(out, need)
 
     values = _Values(tensors, flat, source)
-    temporary = out.with_name(f".{out.name}.{hosts.agree(secrets.randbits(31)):08x}.tmp")
-    try:
-        temporary.mkdir(parents=True, exist_ok=True)
+    with taking_place(out, need) as temporary:
         for i, shard in enumerate(shards):
             _write_shard(temporary, shard, values, source, hosts.is_turn(i))
         hosts.meet(f"{out.name}: tensors")
-        if hosts.is_first():
-            for name, content in files.items():
-                data = content if isinstance(content, bytes) else content.read_bytes()
-                (temporary / name).parent.mkdir(exist_ok=True)
-                write_atomically(temporary / name, lambda f, data=data: f.write(data))
-            _keep_foreign_files(out, temporary)
-            _replace(out, temporary)
-        hosts.meet(f"{out.name}: folder")
-    except OSError as e:
-        if e.errno in FULL:
-            raise DiskFullError(
-                e.errno,
-                f"the disk is full: {out} needs {need} bytes; what was there before is untouched. "
-                "Free some space and save again",
-            ) from e
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for name, content in files.items() if hosts.is_first() else ():
+            data = content if isinstance(content, bytes) else content.read_bytes()
+            (temporary / name).parent.mkdir(exist_ok=True)
+            write_atomically(temporary / name, lambda f, data=data: f.write(data))
 
 
 def _write_shard(
@@ -206,22 +166,6 @@ def _on_cpu(value: jax.Array | Sum) -> bool:
     if isinstance(value, Sum):
         return False
     return len(value.devices()) == 1 and next(iter(value.devices())).platform == "cpu"
-
-
-def _check_destination(out: Path) -> None:
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise ValueError(f"{out} is a file; name a folder")
-    entries = list(out.iterdir())
-    if entries and not (out / CONFIG).exists():
-        raise ValueError(f"{out} is not empty and no checkpoint; name another folder")
-    if folders := [p.name for p in entries if p.is_dir() and not _is_of_templates(p)]:
-        raise ValueError(f"{out} holds folders ({some(sorted(folders))}); name another one")
-
-
-def _is_of_templates(folder: Path) -> bool:
-    return folder.name == NAMED and all(path.suffix == ".jinja" for path in folder.iterdir())
 
 
 def _check_params(config: Config, flat: dict[str, Any]) -> None:
@@ -330,39 +274,3 @@ def _index(shards: list[Shard], source: Source | None) -> bytes:
     }
     weight_map = {s.name: name for s, name in specs}
     return json_bytes({"metadata": metadata, "weight_map": weight_map})
-
-
-def _check_space(out: Path, need: int) -> None:
-    parent = next(p for p in out.parents if p.exists())
-    free = shutil.disk_usage(parent).free
-    if need > free:
-        raise DiskFullError(
-            errno.ENOSPC,
-            f"{out} needs {need} bytes and {parent} has {free} free; nothing was written. Free "
-            "some space, or name a folder on another disk",
-        )
-
-
-def _keep_foreign_files(out: Path, temporary: Path) -> None:
-    """Moves along what somebody else put into the older checkpoint, a README for one."""
-    if not out.exists():
-        return
-    for path in out.iterdir():
-        ours = path.name in (CONFIG, GENERATION, INDEX, NAMED, *TOKENIZER)
-        if not ours and path.suffix != ".safetensors" and not (temporary / path.name).exists():
-            shutil.copy2(path, temporary / path.name)
-
-
-def _replace(out: Path, temporary: Path) -> None:
-    if not out.exists():
-        os.rename(temporary, out)
-        return
-    old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
-    os.rename(out, old)
-    try:
-        os.rename(temporary, out)
-    except OSError:
-        os.rename(old, out)
-        raise
-    with contextlib.suppress(OSError):
-        shutil.rmtree(old)
