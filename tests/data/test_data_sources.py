@@ -129,7 +129,7 @@ def test_an_empty_corpus_is_refused_before_anything_is_written(tmp_path):
         ((0, 0.02), r"split 'test' gets none of the 1 documents at data\.test_fraction=0\.02: add"),
         (
             (0.99, 0),
-            r"split 'train' gets none of the 1 documents at train: add documents, or lower",
+            r"split 'train' gets none of the 1 documents: add documents, or lower",
         ),
     ],
 )

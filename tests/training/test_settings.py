@@ -12,6 +12,7 @@ from zoo.training.flags import parse_flags
 from zoo.training.settings import explain_override, from_config
 
 ROOT = Path(__file__).parents[2]
+TINY = Path(__file__).with_name("tiny.py")
 
 
 def test_a_config_file_becomes_typed_settings():
@@ -95,9 +96,9 @@ def test_overrides_are_explained():
 def parsed(monkeypatch):
     """The tiny config with a flag, by the parser of `train.py`."""
 
-    def parse(flag):
+    def parse(*arguments, config=TINY):
         values = FlagValues()
-        argv = ["train.py", f"--config={Path(__file__).with_name('tiny.py')}", flag]
+        argv = ["train.py", f"--config={config}", *arguments]
         monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for fields
         monkeypatch.setattr(flags, "FLAGS", values)
         held = config_flags.DEFINE_config_file("config", flag_values=values)
@@ -113,6 +114,7 @@ def parsed(monkeypatch):
         ("--config.model.hidden_sise=8", "has no 'hidden_sise'. Did you mean \"hidden_size\""),
         ("--config.model=qwen3-0.6b", "config.model is a group of fields: set them one by one"),
         ("--config.lora=3", "config.lora is None: give it a value in the config's file"),
+        ("--config.lora.rank=3", "config.lora is None: give it a value in the config's file"),
         ("--config.steps=many", "flag --config.steps=many: invalid literal"),
         ("--stps=3", "Unknown command line flag 'stps'"),
     ],
@@ -123,14 +125,21 @@ def test_flags_that_absl_refuses_end_with_a_sentence(flag, says, capsys, parsed)
     assert says in capsys.readouterr().err
 
 
+def test_a_file_without_a_config_is_named_so(capsys, parsed, tmp_path, monkeypatch):
+    (tmp_path / "empty.py").touch()
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # keeps what it had before
+    with pytest.raises(SystemExit, match="2"):
+        parsed(config=tmp_path / "empty.py")
+    assert "a file that has no get_config()" in capsys.readouterr().err
+
+
 def test_a_table_of_rules_is_a_flag(parsed):
     assert from_config(parsed("--config.rules=fsdp")).rules == "fsdp"
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])
 def test_a_misspelt_flag_ends_with_a_sentence(script, tmp_path):
-    tiny = Path(__file__).with_name("tiny.py")
-    command = [sys.executable, ROOT / script, f"--config={tiny}", f"--workdir={tmp_path / 'run'}"]
+    command = [sys.executable, ROOT / script, f"--config={TINY}", f"--workdir={tmp_path / 'run'}"]
     if script == "eval.py":
         command[-1] = "--model=nowhere"
     done = subprocess.run(

@@ -254,12 +254,12 @@ def _check_counts(
         )
     for split, fraction in wanted.items():
         if fraction and not counts[split]:
-            field = "train" if split == "train" else f"data.{split}_fraction={fraction:g}"
+            field = "" if split == "train" else f" at data.{split}_fraction={fraction:g}"
             remedy = (
                 "add documents, or lower the other fractions"
                 if split == "train"
                 else f"add documents, raise data.{split}_fraction, or set it to 0 for no such split"
             )
             raise ValueError(
-                f"{label}: split {split!r} gets none of the {total} documents at {field}: {remedy}"
+                f"{label}: split {split!r} gets none of the {total} documents{field}: {remedy}"
             )

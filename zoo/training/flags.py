@@ -35,11 +35,17 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(list(argv))
     except flags.Error as e:
         fail(_clearer(str(e)), status=2)
+    except ValueError as e:
+        if "is None" not in str(e):
+            raise
+        fail(_clearer(str(e)), status=2)
     except (AttributeError, KeyError) as e:
         found = [explain_override(a) for a in argv if a.lstrip("-").startswith("config.")]
         while isinstance(e.args[0], Exception):
             e = e.args[0]
         words = ". ".join(str(e.args[0]).splitlines())
+        if "'get_config'" in words:
+            fail("--config names a file that has no get_config(): see those in configs/", status=2)
         added = f"the config's file, where fields are added, has no {words}"
         fail("; ".join(filter(None, found)) or added, status=2)
 
@@ -47,6 +53,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 def _clearer(message: str) -> str:
     """What flags say of a value, where ml_collections says it in terms of its own."""
     name = re.search(r"config\.[\w.]+", message)
+    if missing := re.search(r'Override ([\w.]+) .* field "(\w+)" is None', message):
+        path, field = missing.groups()
+        before = path.split(".")[: path.split(".").index(field) + 1]
+        return _clearer(f"config.{'.'.join(before)} <class 'NoneType'>")
     if "as a ConfigDict" in message:
         return f"{name[0]} is a group of fields: set them one by one, or all in the config's file"
     if "<class 'NoneType'>" in message:
