@@ -30,7 +30,7 @@ MODEL = flags.DEFINE_string("model", None, "A run's working directory, or a Hugg
 CONFIG = config_flags.DEFINE_config_file("config", None, "Where the data comes from, see configs/.")
 SPLIT = flags.DEFINE_string("split", "validation", "train, validation or test.")
 BATCHES = flags.DEFINE_integer(
-    "batches", None, "At most so many batches; all of the split if unset."
+    "batches", None, "At most so many batches; all of the split if unset.", lower_bound=1
 )
 CACHE = flags.DEFINE_string(
     "cache_dir", None, "Prepared data; $ZOO_CACHE or ~/.cache/zoo if unset."
@@ -74,7 +74,7 @@ def measure_tasks(said: Mapping[str, Any]) -> dict:
 def measure_text(said: Mapping[str, Any]) -> dict:
     from zoo.training.measure import measure
 
-    tasks.check_unused(MODEL.value, said)
+    tasks.check(MODEL.value, said)
     return measure(
         MODEL.value, CONFIG.value, SPLIT.value, BATCHES.value, said["which"], CACHE.value,
         said["mesh"], said["rules"],

@@ -251,6 +251,8 @@ def test_the_command_runs_local_tasks_without_torch(folder, tasks, plain, tmp_pa
         (["--tasks", "zoo_until", "--rules", "data"], "--rules=data are for a mesh"),
         (["--tasks", "zoo_until", "--mesh", "data=3"], "mesh 'data=3' holds 3 device(s)"),
         (["--tasks", "zoo_until", "--which", "best"], "--which=best would change nothing"),
+        (["--tasks", "zoo_until", "--out", "no/x.json"], "--out=no/x.json cannot be written"),
+        (["--tasks", "zoo_until", "--out", "."], "--out=. cannot be written: name a file"),
     ],
 )
 def test_a_command_that_is_wrong_ends_before_anything_is_loaded(folder, capsys, flags, says):

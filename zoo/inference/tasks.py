@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from zoo.options import DTYPE, MESH, QUANTIZE, RULES, Option
@@ -38,8 +40,7 @@ def run(model: str, said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         said: values of `OPTIONS`, by name.
 
     Raises:
-        ValueError: as `evaluate`; or there are no tasks, several processes, or flags that nothing
-            would read.
+        ValueError: as `evaluate` and `check`; or there are no tasks, or several processes.
     """
     import jax
     import jax.numpy as jnp
@@ -49,7 +50,7 @@ def run(model: str, said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
     if not (tasks := [task.strip() for task in (said["tasks"] or "").split(",") if task.strip()]):
         raise ValueError(f"--tasks={said['tasks']} names no task: try --tasks=arc_easy,wikitext")
-    check_unused(model, said)
+    check(model, said)
     if jax.process_count() > 1:
         raise ValueError(f"--tasks run in one process, and there are {jax.process_count()}")
     if said["rules"] is not None and said["mesh"] is None:
@@ -65,8 +66,8 @@ def run(model: str, said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     )
 
 
-def check_unused(model: str, said: Mapping[str, Any]) -> None:
-    """Refuses flags that nothing would read.
+def check(model: str, said: Mapping[str, Any]) -> None:
+    """Refuses flags that nothing would read, and a file that cannot be written in the end.
 
     Args:
         model: as `run` takes it.
@@ -83,3 +84,8 @@ def check_unused(model: str, said: Mapping[str, Any]) -> None:
             f"--which={said['which']} would change nothing: {model} is no run, which has "
             "checkpoints to choose from; leave --which out"
         )
+    if said["out"] is None:
+        return
+    out = Path(said["out"])
+    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise ValueError(f"--out={out} cannot be written: name a file in a folder that exists")
