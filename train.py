@@ -53,11 +53,9 @@ def train() -> None:
     except KeyboardInterrupt:
         fail("interrupted; the same command goes on from the last checkpoint", status=130)
     if outcome.signal is not None:
-        fail(
-            f"stopped by {outcome.signal.name} after step {outcome.step}, which is saved in "
-            f"{workdir}: the same command goes on from there",
-            status=128 + outcome.signal,
-        )
+        where = f"after step {outcome.step}, which is saved in {workdir}: the same command goes on"
+        begun = f"{where} from there" if outcome.step else "before the first step"
+        fail(f"stopped by {outcome.signal.name} {begun}", status=128 + outcome.signal)
     print(describe(outcome.summary))
 
 

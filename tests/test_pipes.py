@@ -1,6 +1,7 @@
 """Commands end without a word where nobody reads what they write."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +21,10 @@ ROOT = Path(__file__).parent.parent
         (lambda: sys.exit(0), "141"),
         (lambda: sys.stdout.flush(), "141"),
         (lambda: sys.exit(2), "2"),
+        (lambda: signal.raise_signal(signal.SIGINT), "130"),
         (lambda: {}["mistake"], "mistake"),
     ],
-    ids=["returns", "exits", "writes", "fails", "raises"],
+    ids=["returns", "exits", "writes", "fails", "interrupted", "raises"],
 )
 def test_what_a_command_ends_with(ends, error, unread, monkeypatch):
     monkeypatch.setattr(sys, "stdout", unread)

@@ -16,6 +16,9 @@ import rich.console
 STATUS = 128 + 13
 """What a shell says of a program that SIGPIPE ended: it wrote to a pipe without a reader."""
 
+INTERRUPTED = 128 + 2
+"""What a shell says of a program that Ctrl-C ended."""
+
 
 class Console(rich.console.Console):
     """rich's, which leaves the end of the program to `ends_with_reader`."""
@@ -57,6 +60,8 @@ class Spared:
 def ends_with_reader() -> Iterator[None]:
     """Around all of a command: it ends with `STATUS` where nobody reads what it writes.
 
+    With `INTERRUPTED` where somebody wants it to end, who need not see where it was.
+
     What is buffered is written within, since Python would complain of it after the end. An error
     that is under way stays, and so does its status.
     """
@@ -66,6 +71,9 @@ def ends_with_reader() -> Iterator[None]:
         _give_up(sys.stdout)
         _give_up(sys.stderr)
         raise SystemExit(STATUS) from None
+    except KeyboardInterrupt:
+        _give_up(sys.stdout)
+        raise SystemExit(INTERRUPTED) from None
     except SystemExit as e:
         if _give_up(sys.stdout) and not e.code:
             raise SystemExit(STATUS) from None
