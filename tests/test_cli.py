@@ -220,6 +220,8 @@ def test_a_mesh_that_does_not_fit_the_folder(capsys, folder):
     [
         (["show", "qwen3-0.7b"], "qwen3-0.6b"),
         (["generate", "no-such-folder", "--prompt", "x"], "no-such-folder"),
+        (["generate", "x", "--prompt", "x", "--top-k", "5"], "--top-k=5 would change nothing"),
+        (["generate", "x", "--prompt", "x", "--seed", "3"], "--seed=3 would change nothing"),
         (["convert", "no-such-folder", "out"], "no-such-folder"),
         (["chat", "no-such-folder"], "no-such-folder"),
         (["chat", "no-such-folder", "--mesh", "tensor=3"], "make the sizes multiply to 8"),

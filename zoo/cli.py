@@ -104,6 +104,10 @@ def _generate(args: argparse.Namespace) -> None:
 
     import zoo
 
+    chosen = {name: getattr(args, name) for name in ("top_k", "top_p", "min_p", "seed")}
+    if not args.temperature and (idle := [name for name, value in chosen.items() if value]):
+        flag = f"--{idle[0].replace('_', '-')}={chosen[idle[0]]}"
+        raise ValueError(f"{flag} would change nothing: --temperature=0 is greedy; raise it")
     lie, within = _placing(args)
     config, params, tokenizer, eos = _model(args.model, args.quantize, **lie)
     prompts = [tokenizer.encode(text, add_special_tokens=True).ids for text in args.prompt]
