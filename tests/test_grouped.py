@@ -321,10 +321,44 @@ def cost(sizes, dim=24, hidden=40):
     return executed / (3 * 2 * rows * dim * hidden)
 
 
-def test_decoding_costs_one_row_per_choice(rng):
+@pytest.mark.parametrize("alone", [False, True])
+def test_decoding_costs_one_row_per_choice(rng, alone):
     sizes = jnp.asarray(rng.permutation([1] * 8 + [0] * 120), jnp.int32)
     lhs, rhs = jnp.ones((8, 24)), jnp.ones((128, 24, 40))
-    assert executed_flops(kernels.grouped_matmul, lhs, rhs, sizes) == 2 * 8 * 24 * 40
+    product = functools.partial(kernels.grouped_matmul, alone=alone)
+    assert executed_flops(product, lhs, rhs, sizes) == 2 * 8 * 24 * 40
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_one_token_and_its_gradients_equal_dense(rng, dropped):
+    x, ids, *rest = mlp_case(rng, tokens=1, chosen=3)
+    ids = ids.at[0, 1].set(6) if dropped else ids
+
+    def loss(mlp):
+        return lambda x, *rest: jnp.sin(mlp(x, ids, *rest)).sum()
+
+    arguments = tuple(range(5))
+    with jax.default_matmul_precision("highest"):
+        got = jax.jit(jax.value_and_grad(loss(grouped.expert_mlp), arguments))(x, *rest)
+        want = jax.value_and_grad(loss(dense_mlp), arguments)(x, *rest)
+    jax.tree.map(lambda g, w: close(g, w, jnp.float32), got, want)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rows_that_share_no_group_need_no_blocks(rng, dtype):
+    rows, sizes = 5, jnp.asarray([0, 1, 0, 1, 1, 0])
+    lhs, rhs = (jnp.asarray(rng.normal(size=s), dtype) for s in ((rows, 40), (6, 40, 24)))
+    lhs = lhs.at[3:].set(jnp.nan)  # rows of no group are not looked at
+    got = jax.jit(grouped_cpu.gmm_alone)(lhs, rhs, sizes)
+    close(got, grouped_cpu.gmm(lhs, rhs, sizes).astype(jnp.float32), dtype)
+    assert not got[3:].any()
+
+
+def test_the_experts_of_one_token_are_three_loops_without_choices(rng):
+    """A step of a loop is short on CPU, and what surrounds it is not."""
+    x, ids, *rest = mlp_case(rng, tokens=1, chosen=3)
+    text = jax.jit(grouped.expert_mlp).lower(x, ids, *rest).compile().as_text()
+    assert text.count(" while(") == 3
 
 
 @pytest.mark.parametrize("experts", [8, 128])

@@ -20,6 +20,9 @@ from zoo import kernels
 from zoo.layers import Gate, gated
 from zoo.quantized import Quantized
 
+FEW = 1 << 14
+"""Comparisons of choices and experts that take less time than a search."""
+
 
 class Order(NamedTuple):
     """Where the M = T * C choices of experts go when sorted by expert.
@@ -70,7 +73,7 @@ def expert_mlp(
     gate_bias, up_bias, down_bias = biases or (None, None, None)
 
     def product(rows: jax.Array, w: jax.Array | Quantized, bias: jax.Array | None) -> jax.Array:
-        y = kernels.grouped_matmul(rows, w, order.group_sizes)
+        y = kernels.grouped_matmul(rows, w, order.group_sizes, x.shape[0] == 1)
         return y if bias is None else y + _of_rows(bias, order)
 
     rows = dispatch(x, order)
@@ -92,7 +95,9 @@ def sort_by_expert(experts: jax.Array, num_experts: int) -> Order:
     dropped = (choices < 0) | (choices >= num_experts)
     choices = jnp.where(dropped, num_experts, choices)
     rows = jnp.argsort(choices, stable=True).astype(jnp.int32)
-    ends = jnp.searchsorted(choices[rows], jnp.arange(num_experts), side="right")
+    # By comparing all where they are few: a search is a loop, of many small steps.
+    how = "compare_all" if choices.size * num_experts <= FEW else "default"
+    ends = jnp.searchsorted(choices[rows], jnp.arange(num_experts), side="right", method=how)
     group_sizes = jnp.diff(ends, prepend=0).astype(jnp.int32)
     inverse = (
         jnp.zeros_like(rows)

@@ -6,9 +6,10 @@ XLA's own `ragged_dot` is dense over experts on CPU. Here a `while` loop visits 
 that own rows, copies an expert's matrix once, and takes that expert's rows in blocks: as many of
 each whole size as fit, then one block of the smallest size that holds the rest. Sizes below `STEP`
 are powers of two and those up to `WHOLE` its multiples, so at most `STEP - 1` rows per expert and
-at most half of any product are padding, however the rows are spread. An expert with a single row,
-as in decoding, is a product of vectors that reads the matrix where it lies. Where there are but few
-rows in all, blocks of eight and two do: that compiles in a fraction of the time.
+at most half of any product are padding, however the rows are spread. An expert with a single row
+is a product of vectors. Where there are but few rows in all, blocks of eight and two do: that
+compiles in a fraction of the time. Where it is known that every expert has one row at most, as in
+decoding a single text, there are no choices to make but whose matrix it is.
 
 Choices of a size are loops that run at most once: XLA updates the state of a loop in place, while
 it would copy the whole output through a `cond` or `switch`.
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zoo import row_cpu
 from zoo.quantized import Quantized, floats
 
 STEP = 16
@@ -37,6 +39,20 @@ def gmm(lhs: jax.Array, rhs: jax.Array | Quantized, group_sizes: jax.Array) -> j
     Of quantised matrices, those that are visited become floats, one at a time.
     """
     return _gmm(lhs, rhs, group_sizes, contract=0)
+
+
+def gmm_alone(lhs: jax.Array, rhs: jax.Array | Quantized, group_sizes: jax.Array) -> jax.Array:
+    """`gmm` where no two rows share a group."""
+    rows = jnp.arange(lhs.shape[0])
+    ends = jnp.cumsum(group_sizes.astype(jnp.int32))
+    groups = jnp.sum(ends <= rows[:, None], axis=1, dtype=jnp.int32)
+
+    def step(row, out):
+        matrix = _matrix(rhs, groups[row], lhs.dtype)
+        product = row_cpu.product(_float(_read(lhs, row, 1))[0], matrix)
+        return _write(out, row, product.astype(out.dtype)[None])
+
+    return lax.fori_loop(0, ends[-1], step, jnp.zeros((lhs.shape[0], rhs.shape[2]), lhs.dtype))
 
 
 def gmm_transposed(lhs: jax.Array, rhs: jax.Array | Quantized, group_sizes: jax.Array) -> jax.Array:

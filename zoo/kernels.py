@@ -25,6 +25,7 @@ from zoo import (
     grouped_tpu,
     quantized_cpu,
     ring,
+    row_cpu,
 )
 from zoo.attention import Sight, causal_backward, causal_forward
 from zoo.buffer import Paged
@@ -115,33 +116,25 @@ _causal.defvjp(_causal_forward, _causal_backward)
 
 
 def row_product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x dtype[D] @ w dtype[D, F] -> dtype[F], as in decoding a single text.
+    """x dtype[D] @ w dtype[D, F] -> dtype[F], as in decoding a single text."""
 
-    Memory bounds it. XLA on CPU gives a product of one row to one thread, and those of a batch to
-    several: in float32 there are two, one for each half of D.
-    """
-
-    def whole(x, w):
+    def elsewhere(x, w):
         return jnp.dot(x, w, precision=precision(x.dtype))
 
-    def halves(x, w):
-        x, w = x.reshape(2, -1), w.reshape(2, -1, w.shape[-1])
-        axes = (((1,), (1,)), ((0,), (0,)))
-        return lax.dot_general(x, w, axes, precision=precision(x.dtype)).sum(0)
-
-    if x.size % 2 or x.dtype != jnp.float32:
-        return whole(x, w)
-    return lax.platform_dependent(x, w, cpu=halves, default=whole)
+    return lax.platform_dependent(x, w, cpu=row_cpu.product, default=elsewhere)
 
 
-@jax.custom_vjp
-def grouped_matmul(lhs: jax.Array, rhs: jax.Array | Quantized, group_sizes: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def grouped_matmul(
+    lhs: jax.Array, rhs: jax.Array | Quantized, group_sizes: jax.Array, alone: bool = False
+) -> jax.Array:
     """Multiplies each group of consecutive rows by the matrix of its group.
 
     Args:
         lhs: dtype[M, D], the rows of group 0 first, then those of group 1, and so on.
         rhs: dtype[E, D, F], one matrix per group; gradients reach those that are not quantised.
         group_sizes: i32[E], rows per group, any of them zero; their sum is at most M.
+        alone: whether no two rows share a group, which a kernel may make use of.
 
     Returns:
         dtype[M, F], accumulated in float32. Rows beyond the last group are zero, and so are their
@@ -149,14 +142,14 @@ def grouped_matmul(lhs: jax.Array, rhs: jax.Array | Quantized, group_sizes: jax.
     """
     chex.assert_rank([lhs, group_sizes], [2, 1])
     chex.assert_shape(rhs, (group_sizes.shape[0], lhs.shape[1], None))
-    return _gmm(lhs, rhs, group_sizes)
+    return (_gmm_alone if alone else _gmm)(lhs, rhs, group_sizes)
 
 
-def _grouped_matmul_forward(lhs, rhs, group_sizes):
-    return grouped_matmul(lhs, rhs, group_sizes), (lhs, rhs, group_sizes)
+def _grouped_matmul_forward(lhs, rhs, group_sizes, alone):
+    return grouped_matmul(lhs, rhs, group_sizes, alone), (lhs, rhs, group_sizes)
 
 
-def _grouped_matmul_backward(saved, grad):
+def _grouped_matmul_backward(alone, saved, grad):
     lhs, rhs, group_sizes = saved
     lhs_grad = _gmm_transposed(grad, rhs, group_sizes)
     if isinstance(rhs, Quantized):
@@ -167,10 +160,15 @@ def _grouped_matmul_backward(saved, grad):
 grouped_matmul.defvjp(_grouped_matmul_forward, _grouped_matmul_backward)
 
 
-def _by_platform(name: str):
-    """The function of this name in `grouped_{cpu,gpu,tpu}`, compiled once also outside of a jit."""
+def _by_platform(name: str, cpu: Callable | None = None):
+    """The function of this name in `grouped_{cpu,gpu,tpu}`, compiled once also outside of a jit.
+
+    `cpu` is another one for CPU.
+    """
 
     kernels = {"tpu": _of_floats(getattr(grouped_tpu, name)), "default": getattr(grouped_cpu, name)}
+    if cpu is not None:
+        kernels["cpu"] = cpu
     if grouped_gpu.triton is not None:
         kernels["cuda"] = _of_floats(getattr(grouped_gpu, name))
 
@@ -202,6 +200,7 @@ def _say_that_loops_are_slow() -> None:
 
 
 _gmm, _gmm_transposed, _tgmm = map(_by_platform, ("gmm", "gmm_transposed", "tgmm"))
+_gmm_alone = _by_platform("gmm", cpu=grouped_cpu.gmm_alone)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
