@@ -5,11 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 import zoo
 from tests.examples import CONFIGS, bfloat16_products, random_params
 from zoo import cache
 from zoo.inference import unstack
+from zoo.layers import HEADS_FIRST
 
 
 def close(a, b, tolerance=1e-5):
@@ -115,11 +117,13 @@ def test_unstacked_equals_scanned(made):
 def test_unstacking_on_cpu_copies_nothing(made):
     model, params, _ = made
     _, views = unstack.prepare(model, params)
-    first = jax.tree.leaves(params["params"]["stack_0"])
-    view = jax.tree.leaves(views["params"]["stack_0_0"])
-    big = [(a, b) for a, b in zip(first, view, strict=True) if b.nbytes % 64 == 0]
+    first = flatten_dict(params["params"]["stack_0"])
+    view = flatten_dict(views["params"]["stack_0_0"])
+    big = [(leaf, view[path]) for path, leaf in first.items() if view[path].nbytes % 64 == 0]
     assert big
     assert all(a.unsafe_buffer_pointer() == b.unsafe_buffer_pointer() for a, b in big)
+    added = {path[-3:] for path in view.keys() - first.keys()}
+    assert added in (set(), {("attn", name, HEADS_FIRST) for name in ("k_up", "v_up")})
 
 
 def gradient(model, params, tokens):

@@ -35,6 +35,9 @@ GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "softplus": lambda x: jax.nn.softplus(x.astype(jnp.float32)).astype(x.dtype),
 }
 
+HEADS_FIRST = "w_heads_first"
+"""What a `Linear` calls its weight [N, R, H], where it is held beside the one of [R, N, H]."""
+
 Weight = jax.Array | Quantized | Adapted
 """A matrix as a module holds it."""
 
@@ -103,14 +106,15 @@ def project(x: jax.Array, w: jax.Array, dtype: jnp.dtype, inputs: int = 1) -> ja
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _project(x, w, inputs):
-    if _is_one_row(x, inputs) and not nn.get_logical_axis_rules():
+    if is_one_row(x, inputs) and not nn.get_logical_axis_rules():
         rows, columns = x.size, math.prod(w.shape[inputs:])
         y = kernels.row_product(x.reshape(rows), w.reshape(rows, columns))
         return y.reshape(*x.shape[: x.ndim - inputs], *w.shape[inputs:])
     return _contract(x, w, range(x.ndim - inputs, x.ndim), range(inputs))
 
 
-def _is_one_row(x: jax.Array, inputs: int) -> bool:
+def is_one_row(x: jax.Array, inputs: int = 1) -> bool:
+    """Whether x has one row of its last `inputs` axes, as in decoding a single text."""
     return math.prod(x.shape[: x.ndim - inputs]) == 1
 
 
@@ -194,6 +198,7 @@ class Linear(nn.Module):
         )
         shape = (*self.stacked, *self.inputs, *self.outputs)
         self.held = weight(self, "w", nn.with_logical_partitioning(init, self.axes), shape)
+        self.heads_first = self.get_variable("params", HEADS_FIRST, None)
         if self.bias:
             axes = self.axes[:first] + self.axes[first + inner :]
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes)
@@ -206,13 +211,18 @@ class Linear(nn.Module):
     def by_head(self, x: jax.Array, back: bool = False) -> jax.Array:
         """x[..., N, R] by the matrix of each head alone -> [..., N, H], or `back` from H to R.
 
-        The map is one from R to [N, H].
+        The map is one from R to [N, H]. Where `zoo.inference.unstack` has put the weight's heads
+        first too, it is read so.
         """
         held = waiting(self.held, x)
         if isinstance(held, Quantized) and isinstance(held.view, Matrix):
             rows = x.astype(self.dtype).reshape(-1, *x.shape[-2:])
             parts = held.codes, held.scales, held.zeros, held.form
             return kernels.head_matmul(rows, *parts, 1 - back).reshape(*x.shape[:-1], -1)
+        if self.heads_first is not None:
+            w = self.heads_first.astype(self.dtype)
+            how = "...nh,nrh->...nr" if back else "...nr,nrh->...nh"
+            return jnp.einsum(how, x, w, precision=precision(self.dtype))
         w = whole(held, self.dtype).astype(self.dtype)
         how = "...nh,rnh->...nr" if back else "...nr,rnh->...nh"
         return jnp.einsum(how, x, w, precision=precision(self.dtype))

@@ -2,11 +2,15 @@
 
 Stacked parameters are the one public layout. On CPU a repeat's slice is a view of the same memory,
 so unstacking costs none; elsewhere parameters stay stacked, since a slice there would be a copy.
+
+What latent attention multiplies by head is held with its heads first too: XLA on CPU multiplies by
+head in no other order, and would copy these matrices of all layers in every step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +19,7 @@ import numpy as np
 from zoo import cache as caches
 from zoo.config import Config
 from zoo.decoder import Decoder
+from zoo.layers import HEADS_FIRST
 from zoo.quantized import each_quantized
 
 
@@ -24,7 +29,7 @@ def prepare(model: Decoder, params: dict) -> tuple[Decoder, dict]:
     if model.unstacked or not all(_on_one_cpu(leaf) for leaf in leaves):
         return model, params
     layers = each_quantized(lambda held: held.by_bits().alone(), unstack(model.cfg, params))
-    return model.clone(unstacked=True), layers
+    return model.clone(unstacked=True), _with_heads_first(layers)
 
 
 def unstack(cfg: Config, params: dict) -> dict:
@@ -74,6 +79,19 @@ def init_cache(
         for i, stack in enumerate(model.cfg.stacks)
     }
     return caches.Cache(empty.lengths, stacks)
+
+
+def _with_heads_first(params: dict) -> dict:
+    """Parameters, with the arrays `k_up` and `v_up` of latent attention in both orders."""
+
+    def one(name: str, part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        if name in ("k_up", "v_up") and isinstance(part["w"], jax.Array):
+            return part | {HEADS_FIRST: part["w"].swapaxes(0, 1)}
+        return _with_heads_first(part)
+
+    return {name: one(name, part) for name, part in params.items()}
 
 
 def _on_one_cpu(leaf: object) -> bool:
