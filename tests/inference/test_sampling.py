@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.inference.sampling import Sampling, choose, keep
+from zoo.inference.sampling import Sampling, choose, keep, likeliest
 
 PROB = np.array([[0.4, 0.05, 0.25, 0.1, 0.2]])
 LOGITS = jnp.asarray(np.log(PROB), jnp.float32)
@@ -33,6 +33,14 @@ def kept(**filters):
 )
 def test_filters_keep_what_they_should(filters, want):
     assert kept(**filters) == want
+
+
+def test_the_likeliest_token_is_the_first_of_equals():
+    rows = [[1, 3, 2, 3], [-np.inf] * 4, [2, -np.inf, np.inf, np.inf], [-1, -1, -1, -0.5]]
+    logits = jnp.asarray(rows, jnp.float32)
+    assert likeliest(logits).tolist() == jnp.argmax(logits, -1).tolist() == [1, 0, 2, 3]
+    broken = likeliest(jnp.asarray([[1, np.nan, 2], [np.nan] * 3], jnp.float32))
+    assert ((broken >= 0) & (broken < 3)).all()
 
 
 def test_draws_follow_the_filtered_distribution():
