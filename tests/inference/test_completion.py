@@ -150,9 +150,11 @@ def test_a_failed_step_fails_its_requests_and_the_next_are_answered(engine, run)
     failed = [job for job in jobs if job.ticket.error]
     assert 1 <= len(failed) <= 2
     assert run.failures == 1
+    want = [token.id for token in before[0].drain()]
+    said = [token.id for token in failed[0].drain()]
+    assert said == want[: len(said)]
     with pytest.raises(EngineFailed, match="device hiccup"):
         failed[0].drain()
-    want = [token.id for token in before[0].drain()]
     for job in jobs:
         if job not in failed:
             assert [token.id for token in job.drain()] == want
@@ -169,11 +171,43 @@ def test_a_request_that_comes_while_a_step_fails_is_answered(engine, run):
     engine._fault, engine.faults = submitting, 1
     (early,) = run.submit([Request((5, 6), 10)])
     run.until(lambda: early.done)
+    assert early.drain()
     with pytest.raises(EngineFailed, match="device hiccup"):
         early.drain()
     run.until(lambda: late[0].done)
     assert len(late[0].drain()) == 10
     assert run.failure is None
+
+
+class Dying:
+    """Allows anything, and fails behind the fifth token."""
+
+    left = 5
+
+    def allowed(self):
+        return np.ones(97, bool)
+
+    def accept(self, token):
+        self.left -= 1
+        if not self.left:
+            raise ValueError("nothing can follow")
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_what_was_said_before_a_failure_is_read_before_it_is_raised(made, run, early):
+    """What waits for more text too: the beginning of a stop string, bytes of a character."""
+    tokenizer = byte_level()
+    want = tokenizer.decode(zoo.generate(*made, [[5, 6]], 5)[0])
+    (job,) = run.submit([Request((5, 6), 10, constraint=Dying())])
+    answer, got = Completion(job, tokenizer, stop=[f"{want[-1]} and more"]), ""
+    while early and answer.tokens < 5:
+        run.until(lambda: job.ticket._tokens)
+        got += answer.read().text
+    run.until(lambda: job.done)
+    with pytest.raises(EngineFailed, match="nothing can follow"):
+        while any(piece := answer.read()):
+            got += piece.text
+    assert (got, answer.tokens, answer.finish) == (want, 5, None)
 
 
 def test_an_engine_that_cannot_go_on_fails_everybody_and_says_so(engine, run):

@@ -49,16 +49,23 @@ class Job:
     def done(self) -> bool:
         return self.ticket.done or self._failure is not None
 
+    @property
+    def failure(self) -> str | Exception | None:
+        """Why it is done though its text is not whole, if so."""
+        return self._failure or self.ticket.error
+
     def drain(self) -> list[Token]:
         """The tokens that came since the last call.
 
         Raises:
-            EngineFailed: there will be no more; of the ticket's own error, if that is why.
+            EngineFailed: there are none and there will be no more; of the ticket's own error, if
+                that is why.
         """
-        failure = self._failure or self.ticket.error
-        if failure is not None:
+        failure = self.failure
+        tokens = self.ticket.drain()
+        if failure is not None and not tokens:
             raise EngineFailed(str(failure)) from self.ticket.error
-        return self.ticket.drain()
+        return tokens
 
     def cancel(self) -> None:
         """Frees the slot at the next step; does nothing to a job that is done."""
@@ -221,10 +228,17 @@ class Completion:
         """What has come since the last call, perhaps nothing; never blocks.
 
         Raises:
-            EngineFailed: the engine failed before the answer was whole.
+            EngineFailed: the engine failed before the answer was whole, and all that there is of it
+                has been read.
         """
         over, text, read = self.job.done, "", []
-        for token in [] if self.finish else self.job.drain():
+        try:
+            tokens = [] if self.finish else self.job.drain()
+        except EngineFailed:
+            if rest := self._rest():
+                return Piece(rest, (), None)
+            raise
+        for token in tokens:
             read.append(token)
             text += self._cut.push(self._shown(token))
             if self._cut.found is not None:
@@ -233,15 +247,19 @@ class Completion:
                 break
             self.finish = token.finish
         self.tokens += len(read)
-        if over and self.finish is None:
+        if over and self.finish is None and self.job.failure is None:
             self.finish = "stop" if self.tokens else "length"
         if self.finish and self._cut.found is None:
-            text += self._cut.push(self._text.rest()) + self._cut.rest()
+            text += self._rest()
         return Piece(text, tuple(read), self.finish)
 
     def _shown(self, token: Token) -> str:
         ends = token.finish == "stop" and token.id in self.job.ticket.request.stop_tokens
         return "" if ends else self._text.push(token.id)
+
+    def _rest(self) -> str:
+        """What waited for more text."""
+        return self._cut.push(self._text.rest()) + self._cut.rest()
 
     def cancel(self) -> None:
         """Nobody reads on: frees the slot."""

@@ -337,24 +337,24 @@ class Engine:
             self._count(**more)
 
     def _say(self, seat: Seat, token: int, scores: Scores) -> None:
-        """Hands a token out, and ends the text if it was the last."""
+        """Hands a token out, and ends the text if it was the last or nothing can follow."""
         request = seat.request
         seat.text.append(token)
         seat.made += 1
+        finish = error = None
         try:
             finish = self._finish(seat, token)
-        except Exception as error:
-            self._leave(seat, error)
-            return
+        except Exception as e:
+            error = e
         said = Token(token)
         if request.logprobs is not None:
             said = token_of(token, scores, request.logprobs)
         self._count(generated_tokens=1)  # before anybody can know of the token
         seat.ticket.put(said._replace(finish=finish))
-        if finish is not None:
-            if seat.speaking:
-                self._reader.remember(seat)
-            self._leave(seat)
+        if finish is not None and seat.speaking:
+            self._reader.remember(seat)
+        if finish is not None or error is not None:
+            self._leave(seat, error)
 
     def _finish(self, seat: Seat, token: int) -> str | None:
         """Why a text ends with this token, or None; its constraint goes on."""

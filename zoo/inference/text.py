@@ -50,7 +50,9 @@ class Detokenizer:
 
     def rest(self) -> str:
         """What is left when no more tokens come: bytes that are no character, as decode has it."""
-        return self._decode()[self._out :]
+        new = self._decode()[self._out :]
+        self._out += len(new)
+        return new
 
     def _decode(self) -> str:
         return self._tokenizer.decode(self._window, skip_special_tokens=self._skip_special)

@@ -191,7 +191,8 @@ class Speech:
                 for i, answer in enumerate(self.completions):
                     if answer.finish is None and any(piece := answer.read()):
                         yield i, piece
-                if not all(answer.finish for answer in self.completions):
+                going = [answer.job for answer in self.completions if answer.finish is None]
+                if going and not any(job.done for job in going):  # those fail when read again
                     async with asyncio.timeout_at(min(deadline, self._server.ends)):
                         await due.wait()
         except TimeoutError:
