@@ -1,6 +1,7 @@
 """Chat templates: text as transformers renders it, found where folders keep it, and contained."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -76,6 +77,33 @@ def test_what_ends_an_answer_and_how_to_sample(made):
     assert advice(made({GENERATION: {"do_sample": True, "repetition_penalty": 1.3}})) == {
         "temperature": 1.0, "repetition_penalty": 1.3,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("repetition_penalty", "1.3", "must be a finite number"),
+        ("repetition_penalty", True, "must be a number"),
+        ("repetition_penalty", -1.5, "must be positive"),
+        ("repetition_penalty", [1.3], "must be a finite number"),
+        ("temperature", "0.6", "must be a finite number"),
+        ("temperature", -0.5, "must be positive"),
+        ("top_k", 5.5, "must be a whole number"),
+        ("top_k", {"a": 1}, "must be a whole number"),
+        ("top_p", 1.5, "must be above 0 and at most 1"),
+        ("min_p", True, "must be a number"),
+    ],
+)
+def test_advice_that_means_nothing_is_named_by_file_key_and_value(made, key, value, says):
+    said = {"do_sample": True, key: value}
+    folder = made({CONFIG: {"chat_template": ""}, GENERATION: said})
+    wanted = f"^{re.escape(f'{folder / GENERATION}: {key}={value!r} ')}.*{says}"
+    with pytest.raises(ValueError, match=wanted):
+        advice(folder)
+    if key != "repetition_penalty":
+        with pytest.raises(ValueError, match=wanted):
+            open_chat(folder)
+        assert advice(made({GENERATION: {key: value}})) == {}  # nothing is drawn: nobody reads it
 
 
 @pytest.mark.parametrize(

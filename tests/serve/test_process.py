@@ -215,6 +215,16 @@ def test_a_port_that_is_taken_ends_before_the_weights(folder, capsys, tmp_path):
     assert f"cannot listen at 127.0.0.1:{port}" in capsys.readouterr().err
 
 
+def test_advice_that_means_nothing_ends_before_the_weights(folder, capsys, tmp_path):
+    made = tmp_path / "tiny"
+    shutil.copytree(folder, made)
+    (made / "generation_config.json").write_text(json.dumps({"repetition_penalty": "1.3"}))
+    (made / "model.safetensors").write_bytes(b"none")
+    assert main(["serve", str(made), "--port=0"]) == 2
+    said = f"{made / 'generation_config.json'}: repetition_penalty='1.3' must be a finite number"
+    assert said in capsys.readouterr().err
+
+
 def test_a_draft_that_cannot_be_used_ends_before_the_weights(folder, capsys, tmp_path):
     broken, other = (Path(shutil.copytree(folder, tmp_path / name)) for name in ("broken", "other"))
     (broken / "model.safetensors").write_bytes(b"")

@@ -132,7 +132,8 @@ def open_chat(folder: str | os.PathLike, tokenizer: tokenizers.Tokenizer | None 
     ends = {*(eos if isinstance(eos, list) else [eos])}
     ends.add(tokenizer.token_to_id(special.get("eos_token", "")))  # base models end with another
     ends.discard(None)
-    return Chat(templates, special, tokenizer, tuple(sorted(ends)), _sampling(generation))
+    how = _sampling(folder / GENERATION)
+    return Chat(templates, special, tokenizer, tuple(sorted(ends)), how)
 
 
 def advice(folder: str | os.PathLike) -> dict[str, float]:
@@ -140,18 +141,37 @@ def advice(folder: str | os.PathLike) -> dict[str, float]:
 
     They are `sampling` of a `Chat`, and a `repetition_penalty`, which holds for greedy text too, as
     in transformers' `generate`.
+
+    Raises:
+        ValueError: a value is none that its key can have.
     """
-    generation = read_object(Path(folder) / GENERATION)
-    penalty = generation.get(REPETITION)
-    return {**_sampling(generation), **({} if penalty in (None, 1) else {REPETITION: penalty})}
+    file = Path(folder) / GENERATION
+    penalty = read_object(file).get(REPETITION)
+    said = {} if penalty is None else _checked(file, {REPETITION: penalty})
+    return {**_sampling(file), **({} if penalty == 1 else said)}
 
 
-def _sampling(generation: Mapping) -> dict[str, float]:
+def _sampling(file: Path) -> dict[str, float]:
     """A value of 0 or null leaves a step out there, and has no other meaning."""
+    generation = read_object(file)
     if not generation.get("do_sample"):
         return {}
     said = {"temperature": 1.0, **generation}
-    return {name: said[name] for name in SAMPLING if said.get(name)}
+    return _checked(file, {name: said[name] for name in SAMPLING if said.get(name)})
+
+
+def _checked(file: Path, said: dict[str, Any]) -> dict[str, float]:
+    """Options that a file has, or ValueError that names one that a text cannot be made with."""
+    from zoo.inference.requests import Request
+
+    for name, value in said.items():
+        try:
+            if isinstance(value, bool):
+                raise ValueError(f"{name}={value} must be a number")
+            Request((0,), **{name: value})
+        except ValueError as e:
+            raise ValueError(f"{file}: {e}; mend it, or take the key out") from e
+    return said
 
 
 def _templates(folder: Path, config: Mapping) -> dict[str, Template]:

@@ -270,6 +270,9 @@ def open_parts(
     """
     run, folder = checkpoint.is_run(path), tokenizer_folder(path)
     tokenizer = open_tokenizer(folder)
+    # Before the weights: what is wrong with small files ends here.
+    chat = open_chat(folder, tokenizer) if _has_template(folder) else None
+    special, advised = special_tokens(folder, read_config(folder)), advice(folder)
     if run:
         config, params, _ = checkpoint.load_run(path, mesh=mesh)
         if quantize is not None:
@@ -278,16 +281,12 @@ def open_parts(
     else:
         found = zoo.load(folder, mesh, quantize=quantize)
         config, params, eos = found.config, found.params, found.source.eos
-    chat = open_chat(folder, tokenizer) if _has_template(folder) else None
     if chat is None and run:
         from zoo.data import load_tokenizer
 
         eos = (load_tokenizer(folder).eos,)
-    special = special_tokens(folder, read_config(folder))
-    return Parts(
-        zoo.Decoder(config, dtype=dtype), params, tokenizer, chat, eos, special, mesh,
-        advised=advice(folder),
-    )  # fmt: skip
+    decoder = zoo.Decoder(config, dtype=dtype)
+    return Parts(decoder, params, tokenizer, chat, eos, special, mesh, advised=advised)
 
 
 def _has_template(folder: Path) -> bool:
