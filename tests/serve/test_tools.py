@@ -207,6 +207,7 @@ SPELLED = {
     "qwen coder": ("<parameter={}>\n", "\n</parameter>\n"),
 }
 TEXTS = st.text(max_size=4) | st.sampled_from(["\n", "\n\na\n", "a\nb", "</p", '\\"'])
+TEXTS |= st.sampled_from(["</tool_call>", "<tool_call>", "[TOOL_CALLS]", "<|call|>"])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | TEXTS | st.sampled_from('{}[]"\\,;'),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
@@ -262,6 +263,38 @@ def test_a_call_that_has_begun_and_breaks_is_in_the_text(kind):
     assert early[0].arguments.startswith('{"city"')
     assert "Zürich" in early[0].arguments
     assert "Zürich" in text
+
+
+MARKS = {"mistral": ["[TOOL_CALLS]"], "deepseek v3": ["\n```<｜tool▁call▁end｜>", "```"]}
+ENDS = {
+    DEEPSEEK: ["<｜tool▁call▁end｜>", "<｜tool▁call▁begin｜>"], KIMI: ["<|tool_call_end|>"],
+    HARMONY: ["<|call|>", "<|message|>"], MISTRAL: ["[TOOL_CALLS]", "[ARGS]{"],
+    QWEN: ["</tool_call>", "<tool_call>", "}}</tool_call>", "</function></tool_call>"],
+    LLAMA: ["<|python_tag|>", "}; {"], DSML: ["</｜DSML｜invoke>", "<｜DSML｜invoke >"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_what_ends_a_call_does_not_in_a_text_of_its_arguments(kind, size):
+    form, before, _ = WRITTEN[kind]
+    for mark in (*ENDS[form], *MARKS.get(kind, ())):
+        for value in (mark, f'\\"{mark}"', f"a {mark}{mark[:3]}\n b"):
+            arguments = {"city": value, "days": [1]}
+            if kind == "llama 4":
+                literal = json.dumps(value)
+                text = before + f"[weather(city={literal}, days=[1]), time()]"
+            else:
+                text = before + spelled(kind, arguments, {})
+            pieces = [text[i : i + size] for i in range(0, len(text), size)]
+            shown, early, late, whole = told(
+                form, pieces, {"weather": {"city": {"type": "string"}}}
+            )
+            assert shown == before
+            assert late == whole
+            assert early == (whole if kind in TOLD else [])
+            found = [(call.name, json.loads(call.arguments)) for call in whole]
+            assert found == [("weather", arguments), TIME]
 
 
 BREAKS = {'"city":': '"city"', "</parameter>": "", "</｜DSML｜parameter>": "", "city=": "city=="}

@@ -162,21 +162,26 @@ class _Object:
     """Arguments that are written as an object of JSON.
 
     Attributes:
-        broken: what closes the call came before their end.
+        broken: what closes the call came before their end. In a text of theirs it is none.
     """
 
     def __init__(self, close: str):
-        self.broken, self._cut = False, Cut((close,) if close else ())
+        self.broken, self._close, self._held = False, close, ""
         self._depth, self._quoted, self._escaped = 0, False, False
 
     def push(self, text: str) -> tuple[str, str | None]:
         """What is new of them, and once they are whole what stands behind them."""
-        text = self._cut.push(text)
+        text, self._held = self._held + text, ""
         for i, letter in enumerate(text):
+            if not self._quoted and letter == self._close[:1]:
+                if text.startswith(self._close, i):
+                    self.broken = True
+                    return text[:i], None
+                if self._close.startswith(text[i:]):
+                    self._held = text[i:]
+                    return text[:i], None
             if self._ends(letter):
-                behind = (self._cut.found or "") + self._cut.behind + self._cut.rest()
-                return text[: i + 1], text[i + 1 :] + behind
-        self.broken = self._cut.found is not None
+                return text[: i + 1], text[i + 1 :]
         return text, None
 
     def _ends(self, letter: str) -> bool:
