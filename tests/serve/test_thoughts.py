@@ -1,6 +1,7 @@
 """Thoughts are told apart from answers, however the text comes in pieces."""
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
 from tests.hf import conversations
 from tests.inference.test_talk import byte_level
@@ -56,36 +57,50 @@ def test_channels_say_what_is_a_thought(text, thought, answer, size):
 
 
 COUNTED = [
-    (Thinks(THINK, False), "<think>\nHm ä.</think>", "\n\nYes </think>"),
-    (Thinks(THINK, False), "<think></think>", "Yes"),
-    (Thinks(THINK, False), "<think>Hm</thin", ""),
-    (Thinks(THINK, False), "", "<thin"),
-    (Thinks(THINK, False), "", "Yes <think>no</think>"),
-    (Thinks(THINK, True), "Hm</think>", "Yes"),
-    (Thinks(CHANNELS, False), f"{OPEN}Hm.{NEXT}", f"{FINAL}Yes"),
-    (Thinks(CHANNELS, False), f"{OPEN}Hm.{NEXT}{OPEN}So.{NEXT}", f"{ASIDE}I look."),
-    (Thinks(CHANNELS, False), f"{OPEN}Hm.{NEXT}", "<|channel|>ana"),
-    (Thinks(CHANNELS, False), "", f"{FINAL}Yes"),
+    (Thinks(THINK, False), "<think>", "\nHm ä.\n", "</think>\n\nYes </think>"),
+    (Thinks(THINK, False), " \n<think>", "ä", "</think>"),
+    (Thinks(THINK, False), "<think>", "", "</think>Yes"),
+    (Thinks(THINK, False), "<think>", "Hm</thin", ""),
+    (Thinks(THINK, False), "<think>", "", ""),
+    (Thinks(THINK, False), "", "", "<thin"),
+    (Thinks(THINK, False), "", "", "Yes <think>no</think>"),
+    (Thinks(THINK, True), "", "ä Hm", "</think>Yes"),
+    (Thinks(THINK, True), "", "", "</think>Yes"),
+    (Thinks(THINK, True), "", "Hm", ""),
+    (Thinks(CHANNELS, False), OPEN, "Hm.", f"{NEXT}{FINAL}Yes"),
+    (Thinks(CHANNELS, False), OPEN, "Hm.", f"{NEXT}<|channel|>ana"),
+    (Thinks(CHANNELS, False), "", "", f"{FINAL}Yes"),
 ]
 
 
 @pytest.mark.parametrize("size", [1, 5, 1000])
-@pytest.mark.parametrize(("how", "thought", "answer"), COUNTED)
-def test_tokens_of_a_thought_are_counted_with_its_marks(how, thought, answer, size):
+@pytest.mark.parametrize(("how", "before", "thought", "behind"), COUNTED)
+def test_tokens_of_a_thought_are_counted_without_its_marks(how, before, thought, behind, size):
     tokenizer = byte_level()
-    tokens = tokenizer.encode(thought + answer).ids
+    tokens = [tokenizer.encode(text).ids for text in (before, thought, behind)]
     counter = Counter(how, tokenizer, skip_special=False)
-    for i in range(0, len(tokens), size):
-        counter.push(tokens[i : i + size])
-    assert counter.tokens == len(tokenizer.encode(thought).ids)
+    together = [token for part in tokens for token in part]
+    for i in range(0, len(together), size):
+        counter.push(together[i : i + size])
+    assert counter.tokens == len(tokens[1])
 
 
 def test_thoughts_between_texts_are_counted_alone():
     tokenizer = byte_level()
-    parts = [f"{OPEN}Hm.{NEXT}", f"{ASIDE}I look.{NEXT}", f"{OPEN}So.{NEXT}", f"{FINAL}Yes"]
+    parts = [f"{OPEN}Hm.{NEXT}", f"{ASIDE}I look.{NEXT}", f"{OPEN}So, so.{NEXT}", f"{FINAL}Yes"]
     counter = Counter(Thinks(CHANNELS, False), tokenizer, skip_special=False)
     counter.push(tokenizer.encode("".join(parts)).ids)
-    assert counter.tokens == sum(len(tokenizer.encode(text).ids) for text in parts[::2])
+    assert counter.tokens == len("Hm.So, so.")
+
+
+def test_a_token_that_is_of_a_thought_and_of_a_mark_is_counted():
+    vocabulary = {text: i for i, text in enumerate(["<think>", "\nH", "m.\n</", "think>", "Yes"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, "Yes"))
+    tokenizer.decoder = decoders.Fuse()
+    for tokens, count in (([0, 1, 2, 3, 4], 2), ([0, 1], 1), ([0, 2, 3], 1), ([0, 1, 1], 2)):
+        counter = Counter(Thinks(THINK, False), tokenizer, skip_special=False)
+        counter.push(tokens)
+        assert counter.tokens == count
 
 
 def test_pieces_come_as_soon_as_they_are_certain():

@@ -502,8 +502,8 @@ KINDS_OF_DELTA = ("reasoning_content", "content", "tool_calls")
 
 
 def test_a_thought_and_a_call_come_in_their_fields_and_go_back_to_the_template(site, says):
-    thought = "<think>\nHm, <tool_call>?\n</think>"
-    says(f"{thought}\n\nSo: {CALL}")
+    thought = "\nHm, <tool_call>?\n"
+    says(f"<think>{thought}</think>\n\nSo: {CALL}")
     message, finish = both(site, thinking=len(thought), tools=[TOOL])
     assert (message.reasoning_content, message.content) == ("Hm, <tool_call>?", "So: ")
     (call,) = message.tool_calls
@@ -534,7 +534,7 @@ def test_a_thought_that_the_prompt_opens_goes_on_and_the_form_is_that_of_the_ans
 ):
     says("Hm. ä\n</think>\n\na/b")
     more = {"chat_template_kwargs": {"think": True}, **({"response_format": form} if form else {})}
-    message, finish = both(site, thinking=len("Hm. ä\n</think>".encode()), extra_body=more)
+    message, finish = both(site, thinking=len("Hm. ä\n".encode()), extra_body=more)
     assert (message.reasoning_content, message.content, finish) == ("Hm. ä", "a/b", "stop")
     says("Hm, and")
     message, _ = both(site, thinking=4, extra_body={**more, "max_tokens": 4})

@@ -7,6 +7,8 @@ or with both, so that there is none (Qwen3 with `enable_thinking` false).
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -73,6 +75,10 @@ class Splitter:
     """Splits an answer, as it comes, into thought and text.
 
     Line breaks around the thought belong to neither: templates write their own.
+
+    Attributes:
+        thoughts: where they stand between their marks, in characters of the text: [start, end), and
+            while one goes on, its end is infinite.
     """
 
     def __init__(self, how: Thinks):
@@ -80,13 +86,9 @@ class Splitter:
         self._thought, self._text = _Trimmed(ends=True), _Trimmed(starts=False, ends=False)
         # What may come now: a mark that decides what the text is, until it is decided.
         self._awaited = () if how.opened else _known(marks.open, marks.said, marks.final)
-        self._held = ""
+        self._held, self._place = "", 0
+        self.thoughts: list[tuple[int, float]] = []
         self._begin(marks.open if how.opened else None)
-
-    @property
-    def thinking(self) -> bool | None:
-        """Whether the text so far ends within a thought or its marks; None if that may yet be."""
-        return None if self._awaited else self._thinking
 
     @property
     def over(self) -> bool:
@@ -104,9 +106,11 @@ class Splitter:
                 if mark is None and any(mark.startswith(start) for mark in self._awaited):
                     return thought, shown
                 text = self._held if mark is None else start[len(mark) :]
+                self._place += len(self._held) - len(text)
                 self._awaited, self._held = (), ""
                 self._begin(mark)
             part = text if self._cut is None else self._cut.push(text)
+            self._place += len(part)
             if self._thinking:
                 thought += self._thought.push(part)
             else:
@@ -130,6 +134,7 @@ class Splitter:
         self._cut = Cut((marks.close + marks.then,)) if closed else None
         if self._thinking:
             self._thought.push("\n\n")  # between two of them, if this is not the first
+            self.thoughts.append((self._place, math.inf))
 
     def _end(self) -> None:
         """A part has ended; another follows, or text."""
@@ -137,39 +142,46 @@ class Splitter:
         self._awaited = _known(marks.open, marks.said, marks.final) if marks.said else ()
         if self._thinking:
             self._text = _Trimmed(ends=False)
+            self.thoughts[-1] = (self.thoughts[-1][0], self._place)
+        self._place += len(marks.close + marks.then)
         self._begin(None)
 
 
 class Counter:
-    """Counts the tokens of an answer's thoughts, with those of the marks around them.
+    """Counts the tokens of an answer's thoughts, without those of the marks around them.
 
-    A token belongs to a thought if that has not ended before it.
-
-    Attributes:
-        tokens: of thoughts, so far.
+    A token that is of both, or that makes up a character with others, is one of the thought's.
     """
 
     def __init__(self, how: Thinks, tokenizer: tokenizers.Tokenizer, skip_special: bool):
         """Reads an answer of that tokenizer; `skip_special` as its text is made."""
-        self.tokens = 0
         self._splitter, self._text = Splitter(how), Detokenizer(tokenizer, skip_special)
-        self._undecided = 0
+        self._ends = [0]  # of tokens, in characters of the text
 
     def push(self, tokens: Iterable[int]) -> None:
         """Goes on by token ids."""
         for token in tokens:
             if self._splitter.over:
                 return
-            before = self._splitter.thinking
-            self._splitter.push(self._text.push(token))
-            after = self._splitter.thinking
-            if before is not None:
-                self.tokens += before
-                continue
-            self._undecided += 1
-            if after is not None:
-                self.tokens += after * self._undecided
-                self._undecided = 0
+            text = self._text.push(token)
+            self._ends.append(self._ends[-1] + len(text))
+            self._splitter.push(text)
+
+    @property
+    def tokens(self) -> int:
+        """Of thoughts, so far."""
+        return sum(self._within(*thought) for thought in self._splitter.thoughts)
+
+    def _within(self, start: int, end: float) -> int:
+        """Tokens that have any of the text from `start` to `end`."""
+        if start == end:
+            return 0
+        ends = self._ends
+        first = bisect.bisect_left(ends, start)
+        if first < len(ends) and ends[first] == start:
+            first += 1  # that one ends where the thought begins
+        last = min(bisect.bisect_left(ends, end), len(ends) - 1)
+        return last - first + 1
 
 
 def _known(*marks: str) -> tuple[str, ...]:
