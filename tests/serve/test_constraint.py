@@ -6,7 +6,7 @@ import re
 import openai
 import pytest
 
-from tests.serve.test_api import HI
+from tests.serve.test_api import HI, metric
 
 PERSON = {
     "type": "object",
@@ -45,10 +45,13 @@ def test_text_of_a_pattern_is_that(site, pattern):
 
 
 def test_a_form_that_turns_out_too_large_is_the_clients_to_mend(site):
+    made = metric(site, 'zoo_prompt_tokens_total{model="tiny"}')
     form = {"type": "regex", "pattern": "(a{1000}){1000}"}
     with pytest.raises(openai.BadRequestError, match="make that simpler: lexer error") as refused:
         say(site, form)
+    assert refused.value.param == "response_format"
     assert "state" not in str(refused.value)
+    assert metric(site, 'zoo_prompt_tokens_total{model="tiny"}') == made  # no engine saw it
 
 
 def test_a_stream_has_what_was_said_before_its_form_gets_too_large(site):

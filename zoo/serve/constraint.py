@@ -5,6 +5,7 @@ llguidance (https://github.com/guidance-ai/llguidance) knows after each token wh
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ MOST_CHARACTERS = 100_000
 """Of a schema or an expression."""
 MOST_SHOWN = 500
 """Of what is wrong with it."""
+MOST_FUEL = 200_000
+"""Work of llguidance's lexer before a first token: its default of five times as much takes seconds,
+and no form that we saw asked for needs more."""
 
 
 class FormFailed(ValueError):
@@ -37,12 +41,22 @@ class Grammar:
     """
 
     def __init__(self, grammar: str, parts: Parts):
+        """Raises FormFailed where it is too large."""
         import llguidance
 
         self.text = grammar
-        self._matcher = llguidance.LLMatcher(parts.grammar_tokens, grammar)
+        limits = llguidance.LLParserLimits(initial_lexer_fuel=MOST_FUEL, verbose_errors=False)
+        self._matcher = llguidance.LLMatcher(
+            parts.grammar_tokens, grammar, limits=limits, log_level=0
+        )
         self._vocab = parts.decoder.cfg.vocab_size
         self._check()
+
+    def copy(self) -> Grammar:
+        """The same for another text, which begins where this one is."""
+        made = copy.copy(self)
+        made._matcher = self._matcher.deep_copy()
+        return made
 
     def allowed(self) -> np.ndarray:
         """The tokens that may come next, bool[V]: those that end the text where it may end."""
@@ -57,7 +71,7 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            error = self._matcher.get_error().partition("\n<state>")[0]
+            error = self._matcher.get_error().partition("\n<")[0]
             raise FormFailed(f"the answer cannot be held to its form, make that simpler: {error}")
 
 
@@ -135,7 +149,24 @@ def _compiled(model: Model, write: Callable[[], str], field: str) -> Restrict:
         )
     if complaint := llguidance.LLMatcher.validate_grammar(grammar, model.grammar_tokens):
         raise ApiError(f"{field}: {complaint[:MOST_SHOWN]}", param=field)
-    return lambda: Grammar(grammar, model.parts)
+    try:
+        return _tried(Grammar(grammar, model.parts)).copy
+    except FormFailed as e:
+        raise ApiError(f"{field}: {e}", param=field) from e
+
+
+def _tried(grammar: Grammar) -> Grammar:
+    """A grammar that allows a first token and a next: a lexer's most work holds up no engine.
+
+    Raises:
+        FormFailed: it fails there.
+    """
+    allowed = grammar.allowed()
+    if allowed.any():
+        further = grammar.copy()
+        further.accept(int(allowed.argmax()))
+        further.allowed()
+    return grammar
 
 
 def _grammar(form: Mapping[str, Any]) -> str:
