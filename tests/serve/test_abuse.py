@@ -156,11 +156,22 @@ def test_what_a_foreign_page_can_send_is_refused(site):
     rebound = {"Host": "evil.example"}
     for method, path in (("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/")):
         assert site.ask(method, path, ASK if method == "POST" else None, **rebound)[0] == 403
-    for host in ("localhost:8000", "192.168.1.7", "[::1]:8000"):
+    for host in ("localhost:8000", "LocalHost", "192.168.1.7", "192.168.1.7:80", "[::1]:8000"):
         assert site.ask("GET", "/health", Host=host)[0] == 200
+    for host in ("ev{il.example", 'ev"il', "evil@127.0.0.1", "127.0.0.1@evil", "[::1].evil",
+                 "[::1", "127.0.0.1:evil", "\xe9vil.com", "127.0.0.1.e", ""):  # fmt: skip
+        status, found = site.ask("GET", "/health", Host=host)
+        assert (status, found["error"]["type"]) == (403, "permission_error"), host
     page, _ = site.raw("GET", "/")
     assert "access-control-allow-origin" not in page.headers
     assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_who_says_no_host_is_no_page(site):
+    """Checks of health by HTTP/1.0 do not, and browsers always do."""
+    with socket.create_connection(("127.0.0.1", site.port), timeout=LONG) as made:
+        made.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert made.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_keys_let_in_and_nothing_else_does(parts):

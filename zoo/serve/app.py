@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import hmac
 import ipaddress
+import re
 import traceback
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -113,16 +114,22 @@ def _posted(path: str, answer: Answer) -> Callable[[Server, Request], Awaitable[
 def _check_host(request: Request, settings: Settings) -> None:
     """Refuses names that are not the server's: a foreign page can have its own lead here.
 
-    An address is nobody's to lead elsewhere, so whoever calls by one has reached what was meant.
+    An address is nobody's to lead elsewhere, so whoever calls by one has reached what was meant;
+    and browsers say by what they call, so whoever says nothing is none. `request.url` would not do:
+    in place of a name that it cannot read it has the server's own.
     """
-    try:
-        host = request.url.hostname or ""
-    except ValueError:
-        host = ""
-    if not ("*" in settings.hosts or host in settings.hosts or _is_address(host)):
+    said = request.headers.get("host")
+    found = HOST.fullmatch(said or "")
+    host = found["host"].strip("[]").lower() if found else ""
+    known = {name.lower() for name in settings.hosts}
+    if not (said is None or "*" in known or host in known or _is_address(host)):
         raise ApiError(
-            f"this server does not go by the name {host[:80]!r}: start it with --hosts", 403
+            f"this server does not go by the name {said[:80]!r}: start it with --hosts", 403
         )
+
+
+HOST = re.compile(r"(?P<host>\[[^\[\]]+\]|[^:\[\]]+)(?::\d*)?")
+"""What a header Host has: a name or an address, and perhaps a port."""
 
 
 def _is_address(host: str) -> bool:
