@@ -31,11 +31,12 @@ LIMITS = Settings(slots=4, length=LENGTH, queue=96, prefix_mib=0, embed_tokens=3
 
 @dataclasses.dataclass(repr=False)
 class Site:
-    """A server at work: its address, its models, and ways to ask it."""
+    """A server at work: its address, its models, the thread of its loop, and ways to ask it."""
 
     port: int
     models: dict[str, Model]
     server: Server | None = None
+    thread: threading.Thread | None = None
 
     @property
     def client(self) -> openai.OpenAI:
@@ -133,7 +134,7 @@ def served(models: dict[str, Model], settings: Settings = LIMITS, routes=()) -> 
     try:
         assert began.wait(LONG), "the server does not begin"
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Site(port, models, app.state.server)
+        yield Site(port, models, app.state.server, thread)
     finally:
         server.should_exit = True
         thread.join(LONG)

@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import threading
+import time
 from pathlib import Path
 
 import openai
@@ -21,6 +22,7 @@ from tests.serve.test_api import HI, metric
 from tests.waiting import LONG, until
 from zoo.serve import fields
 from zoo.serve.model import start
+from zoo.serve.schema import check, parse
 
 ASK = {"model": "tiny", "prompt": "a", "max_tokens": 4, "temperature": 0}
 
@@ -137,6 +139,21 @@ def test_bodies_that_are_none(site, kind):
     got, found = site.ask("POST", "/v1/completions", raw)
     assert got == status
     assert any(part in found["error"]["message"] for part in says.split("|"))
+
+
+def test_a_large_body_holds_nobody_up(site):
+    """The thread that all connections share leaves it to others."""
+    clock = time.pthread_getcpuclockid(site.thread.ident)
+    many = [{"role": "user", "content": ""}] * 20_000
+    for path, body in (
+        ("/v1/completions", {**ASK, "metadata": {str(i): [i] for i in range(50_000)}}),
+        ("/v1/chat/completions", {"model": "tiny", "messages": many, "max_tokens": 1}),
+    ):
+        raw, began = json.dumps(body).encode(), time.thread_time()
+        check(parse(raw), fields.BODIES[path])
+        alone, before = time.thread_time() - began, time.clock_gettime(clock)
+        assert site.ask("POST", path, raw)[0] in (200, 400)
+        assert time.clock_gettime(clock) - before < alone / 2
 
 
 @pytest.mark.parametrize("arguments", ["{", '{"a": NaN}', '{"a":' * 300 + "1" + "}" * 300,
@@ -278,6 +295,25 @@ def test_a_failing_engine_fails_its_requests_and_answers_the_next(held):
     engine.gate.set()
     with pytest.raises(openai.APIError, match="device hiccup"):
         list(stream)
+    assert idle(site)
+
+
+def test_a_stream_has_what_was_said_before_its_form_gets_too_large(held):
+    site, engine = held
+    letter = site.models["tiny"].tokenizer.token_to_id("a")
+    engine.left = 3
+    stream = site.client.completions.create(
+        **{**ASK, "max_tokens": 100}, stream=True, logit_bias={str(letter): 100, "259": -100},
+        extra_body={"response_format": {"type": "regex", "pattern": "((a{0,99}){0,99}){0,99}"}},
+    )  # fmt: skip
+    chunks = [next(stream)]
+    until(engine.gate.is_set, lambda opened: not opened)
+    engine.gate.set()
+    with pytest.raises(openai.APIError, match="make that simpler: lexer error"):
+        chunks.extend(stream)
+    said = "".join(chunk.choices[0].text for chunk in chunks)
+    made = metric(site, 'zoo_generated_tokens_total{model="tiny"}')
+    assert said == "a" * int(made) != ""
     assert idle(site)
 
 

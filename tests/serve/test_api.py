@@ -239,7 +239,9 @@ WRONG = [
     ({"n": 0}, "n", "must be at least 1"),
     ({"stop": [""]}, "stop[0]", "must have at least 1"),
     ({"seed": 2**64}, "seed", "at most"),
-    ({"logit_bias": {"x": 1}}, "logit_bias", "token ids as its keys"),
+    ({"logit_bias": {"x": 1}}, "logit_bias", "the key 'x' and must have token ids as its keys"),
+    ({"logit_bias": {"\u0663": 1}}, "logit_bias", "token ids as its keys"),
+    ({"logit_bias": {"": 1}}, "logit_bias", "token ids as its keys"),
     ({"logit_bias": {"999": 1}}, "logit_bias", "token 999, outside the vocabulary of 260"),
     ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "at most 20"),
     ({"top_logprobs": 2}, "top_logprobs", "needs logprobs=true"),
@@ -253,7 +255,7 @@ WRONG = [
     ({"tool_choice": {"type": "function"}}, "tool_choice.function", "is missing"),
     ({"functions": []}, "functions", "is not a field of this request"),
     ({"chat_template_kwargs": {"messages": []}}, None, "must not have messages"),
-    ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content", "must be"),
+    ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content", "Unicode text"),
 ]  # fmt: skip
 
 

@@ -61,11 +61,16 @@ class Job:
             EngineFailed: there are none and there will be no more; of the ticket's own error, if
                 that is why.
         """
-        failure = self.failure
+        failed = self.failure is not None
         tokens = self.ticket.drain()
-        if failure is not None and not tokens:
-            raise EngineFailed(str(failure)) from self.ticket.error
+        if failed and not tokens:
+            self.check()
         return tokens
+
+    def check(self) -> None:
+        """Raises EngineFailed if that is why it is done, whether its tokens were read or not."""
+        if (failure := self.failure) is not None:
+            raise EngineFailed(str(failure)) from self.ticket.error
 
     def cancel(self) -> None:
         """Frees the slot at the next step; does nothing to a job that is done."""

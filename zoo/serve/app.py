@@ -39,6 +39,8 @@ POSTS: dict[str, Answer] = {
     "/tokenize": tokens.tokenize,
     "/detokenize": tokens.detokenize,
 }
+SMALL = 2**14
+"""Bytes of a body that is read at once: a thread would take longer."""
 CLIENT_LEFT = 499
 """nginx's status for a client that did not wait; it is counted, nobody reads it."""
 
@@ -104,11 +106,20 @@ def _endpoint(
 
 def _posted(path: str, answer: Answer) -> Callable[[Server, Request], Awaitable[Response]]:
     async def handle(server: Server, request: Request) -> Response:
-        body = await _body(request, server.settings)
-        check(body, fields.BODIES[path])
+        raw = await _body(request, server.settings)
+        if len(raw) > SMALL:
+            body = await asyncio.to_thread(_checked, raw, path)  # others need not wait for it
+        else:
+            body = _checked(raw, path)
         return await _unless_gone(request.receive, answer(server, body, request))
 
     return handle
+
+
+def _checked(raw: bytes, path: str) -> Any:
+    body = parse(raw)
+    check(body, fields.BODIES[path])
+    return body
 
 
 def _check_host(request: Request, settings: Settings) -> None:
@@ -154,7 +165,7 @@ def _check_key(request: Request, settings: Settings) -> None:
         )  # fmt: skip
 
 
-async def _body(request: Request, settings: Settings) -> Any:
+async def _body(request: Request, settings: Settings) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # what a foreign page can send unasked has other types
         raise ApiError(f"the body must be application/json, not {kind[:80]!r}", 415)
@@ -170,7 +181,7 @@ async def _body(request: Request, settings: Settings) -> Any:
                     raise large
     except TimeoutError:
         raise ApiError(f"the body took over {settings.body_timeout:g} s to arrive", 408) from None
-    return parse(bytes(raw))
+    return bytes(raw)
 
 
 async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, Response]) -> Response:

@@ -42,7 +42,7 @@ async def answer(server: Server, body: Body, request: Request) -> Response:
     speech = await begin(server, models, partial(_plan, body))
     if body.get("stream"):
         return EventStream(_events(body, speech), speech)
-    return JSONResponse(await _whole(body, speech), headers=headers(speech.model.name))
+    return await _whole(body, speech)
 
 
 async def encode(model: Model, body: Body) -> list[int]:
@@ -51,6 +51,10 @@ async def encode(model: Model, body: Body) -> list[int]:
     Raises:
         ApiError: the model has no template, or it refuses the conversation.
     """
+    return await asyncio.to_thread(_encode, model, body)
+
+
+def _encode(model: Model, body: Body) -> list[int]:
     chat = model.parts.chat
     if chat is None:
         raise ApiError(f"{model.name} has no chat template: ask /v1/completions", param="model")
@@ -60,13 +64,12 @@ async def encode(model: Model, body: Body) -> list[int]:
         variables.setdefault("reasoning_effort", body["reasoning_effort"])
     if overridden := variables.keys() & {"messages", "tools", "documents"}:
         raise ApiError(f"chat_template_kwargs must not have {min(overridden)}: it is a field")
-    render = partial(chat.render, tools=_tools(body), **variables)
 
-    async def encode(messages: Sequence[Mapping]) -> list[int]:
-        return await asyncio.to_thread(lambda: model.encode(render(messages), False))
+    def encoded(messages: Sequence[Mapping]) -> list[int]:
+        return model.encode(chat.render(messages, tools=_tools(body), **variables), False)
 
     try:
-        return await encode(messages)
+        return encoded(messages)
     except ValueError as e:
         refusal = ApiError(str(e), param="messages")
         refusal.__cause__ = e
@@ -74,7 +77,7 @@ async def encode(model: Model, body: Body) -> list[int]:
     if any(calls):  # DeepSeek's templates take arguments as texts, others as objects
         texts = [{**m, "tool_calls": c} if c else m for m, c in zip(messages, calls, strict=True)]
         with contextlib.suppress(ValueError):
-            return await encode(texts)
+            return encoded(texts)
     raise refusal
 
 
@@ -204,26 +207,31 @@ def _choices(body: Body, speech: Speech) -> list[_Choice]:
     return [_Choice(body, speech) for _ in speech.completions]
 
 
-async def _whole(body: Body, speech: Speech) -> dict[str, Any]:
+async def _whole(body: Body, speech: Speech) -> JSONResponse:
     choices = _choices(body, speech)
     said: list[list[_Said]] = [[] for _ in choices]
     tokens: list[list[Token]] = [[] for _ in choices]
     async for i, piece in speech.pieces():
         said[i].append(choices[i].read(piece))
         tokens[i] += piece.tokens
-    return {
-        **head("chat.completion", "chatcmpl", speech.model.name),
-        "choices": [
-            {
-                "index": i,
-                "message": _answer(said[i]),
-                "logprobs": _logprobs(body, speech, tokens[i]),
-                "finish_reason": said[i][-1].finish,
-            }
-            for i in range(len(choices))
-        ],
-        "usage": _usage(speech, choices),
-    }
+
+    def made(i: int) -> dict[str, Any]:
+        return {
+            "index": i,
+            "message": _answer(said[i]),
+            "logprobs": _logprobs(body, speech, tokens[i]),
+            "finish_reason": said[i][-1].finish,
+        }
+
+    def response() -> JSONResponse:
+        answer = {
+            **head("chat.completion", "chatcmpl", speech.model.name),
+            "choices": [made(i) for i in range(len(choices))],
+            "usage": _usage(speech, choices),
+        }
+        return JSONResponse(answer, headers=headers(speech.model.name))
+
+    return await asyncio.to_thread(response)  # many log-probabilities take their time
 
 
 def _usage(speech: Speech, choices: Sequence[_Choice]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ async def answer(server: Server, body: Body, request: Request) -> Response:
     echoes = [_Echo(body, speech, prompts, i) for i in range(len(speech.jobs))]
     if body.get("stream"):
         return EventStream(_events(body, speech, echoes), speech)
-    return JSONResponse(await _whole(speech, echoes), headers=headers(speech.model.name))
+    return await _whole(speech, echoes)
 
 
 def split(said: str | list) -> list[Prompt]:
@@ -63,7 +63,7 @@ async def encode(
         ApiError: it is too long, or the model has no such token: it names the field `where`.
     """
     if not isinstance(prompt, str):
-        known(model, prompt, where)
+        known(model, prompt[: model.length + 1], where)  # longer ones do not fit anyway
         return prompt
     return await asyncio.to_thread(model.encode, prompt, add_special_tokens)
 
@@ -131,20 +131,26 @@ class _Echo:
         return self._model.tokenizer.decode(prompt, skip_special_tokens=False)
 
 
-async def _whole(speech: Speech, echoes: Sequence[_Echo]) -> dict[str, Any]:
+async def _whole(speech: Speech, echoes: Sequence[_Echo]) -> JSONResponse:
     texts, tokens = [""] * len(echoes), [[] for _ in echoes]
     finish: list[str | None] = [None] * len(echoes)
     async for i, piece in speech.pieces():
         texts[i] += piece.text
         tokens[i] += piece.tokens
         finish[i] = piece.finish
-    choices = []
-    for i, echo in enumerate(echoes):
-        text, prompt = echo.begin()
-        logprobs = echo.logprobs([*prompt, *tokens[i]])
-        choices.append(_choice(i, text + texts[i], logprobs, finish[i]))
-    start = head("text_completion", "cmpl", speech.model.name)
-    return {**start, "choices": choices, "usage": speech.usage}
+
+    def made(i: int) -> dict[str, Any]:
+        text, prompt = echoes[i].begin()
+        logprobs = echoes[i].logprobs([*prompt, *tokens[i]])
+        return _choice(i, text + texts[i], logprobs, finish[i])
+
+    def response() -> JSONResponse:
+        start = head("text_completion", "cmpl", speech.model.name)
+        choices = [made(i) for i in range(len(echoes))]
+        answer = {**start, "choices": choices, "usage": speech.usage}
+        return JSONResponse(answer, headers=headers(speech.model.name))
+
+    return await asyncio.to_thread(response)  # many log-probabilities take their time
 
 
 async def _events(

@@ -54,6 +54,8 @@ def check(value: Any, schema: Schema, where: str = "") -> None:
 
     A property that is null counts as absent, as OpenAI has it.
     """
+    if isinstance(value, str) and not encodes(value):
+        raise _wrong(where, value, "must be Unicode text, without halves of surrogate pairs")
     if "anyOf" in schema:
         _any_of(value, schema, where)
         return
@@ -80,7 +82,7 @@ def _is(value: Any, kind: str) -> bool:
         case "number":
             return type(value) is int or (type(value) is float and math.isfinite(value))
         case "string":
-            return isinstance(value, str) and encodes(value)
+            return isinstance(value, str)
         case "boolean":
             return isinstance(value, bool)
         case "array":

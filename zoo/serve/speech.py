@@ -101,13 +101,14 @@ def _options(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bias(model: Model, said: Mapping[str, float]) -> dict[int, float]:
-    try:
-        found = {int(token): bias for token, bias in said.items()}
-    except ValueError as e:
-        raise ApiError(
-            "logit_bias must have token ids as its keys, as /tokenize gives them",
-            param="logit_bias",
-        ) from e
+    for token in said:
+        if not (token.isascii() and token.isdigit() and len(token) < 20):
+            raise ApiError(
+                f"logit_bias has the key {token[:80]!r} and must have token ids as its keys, as "
+                "/tokenize gives them",
+                param="logit_bias",
+            )
+    found = {int(token): bias for token, bias in said.items()}
     known(model, found, "logit_bias")
     return found
 
@@ -165,8 +166,19 @@ class Speech:
         self._first: tuple[int, Piece] | None = None
 
     async def start(self) -> None:
-        """Waits until there is something to send; before that another model can be tried."""
+        """Waits until there is something to send; before that another model can be tried.
+
+        Raises:
+            EngineFailed: the engine has failed meanwhile, whatever was said until then.
+            ApiError: as `pieces`.
+        """
         self._first = await anext(self._pieces)
+        try:
+            for job in self.jobs:
+                job.check()
+        except EngineFailed:
+            await self._pieces.aclose()
+            raise
         self._observe("zoo_first_token_seconds")
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:

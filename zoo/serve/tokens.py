@@ -51,14 +51,19 @@ async def embeddings(server: Server, body: Body, request: Request) -> Response:
         server.embedding -= 1
     if size < width:
         vectors = [v[:size] / max(np.linalg.norm(v[:size]), 1e-12) for v in vectors]
-    shown = _base64 if body.get("encoding_format") == "base64" else np.ndarray.tolist
-    data = [
-        {"object": "embedding", "index": i, "embedding": shown(v)} for i, v in enumerate(vectors)
-    ]
     read = sum(map(len, inputs))
-    usage = {"prompt_tokens": read, "total_tokens": read}
-    found = {"object": "list", "data": data, "model": model.name, "usage": usage}
-    return JSONResponse(found, headers=headers(model.name))
+
+    def response() -> JSONResponse:
+        shown = _base64 if body.get("encoding_format") == "base64" else np.ndarray.tolist
+        data = [
+            {"object": "embedding", "index": i, "embedding": shown(v)}
+            for i, v in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": read, "total_tokens": read}
+        found = {"object": "list", "data": data, "model": model.name, "usage": usage}
+        return JSONResponse(found, headers=headers(model.name))
+
+    return await asyncio.to_thread(response)  # a thousand vectors take their time
 
 
 async def tokenize(server: Server, body: Body, request: Request) -> Response:
@@ -81,9 +86,13 @@ async def tokenize(server: Server, body: Body, request: Request) -> Response:
 async def detokenize(server: Server, body: Body, request: Request) -> Response:
     """The text of token ids, special ones shown."""
     model = _model(server, body)
-    known(model, body["tokens"], "tokens")
-    text = model.tokenizer.decode(body["tokens"], skip_special_tokens=False)
-    return JSONResponse({"prompt": text})
+
+    def response() -> JSONResponse:
+        known(model, body["tokens"], "tokens")
+        text = model.tokenizer.decode(body["tokens"], skip_special_tokens=False)
+        return JSONResponse({"prompt": text})
+
+    return await asyncio.to_thread(response)
 
 
 async def tokenizer_info(server: Server, request: Request) -> Response:
