@@ -21,6 +21,7 @@ from tests.waiting import LONG
 from zoo.hf.chat import open_chat
 from zoo.inference.engine import Engine
 from zoo.serve.app import make_app
+from zoo.serve.connections import configured
 from zoo.serve.model import Model, Parts, start
 from zoo.serve.server import Server
 from zoo.serve.settings import Settings
@@ -120,7 +121,7 @@ def parts(tmp_path_factory) -> Parts:
 def served(models: dict[str, Model], settings: Settings = LIMITS, routes=()) -> Iterator[Site]:
     """A server of these models at a free port."""
     app = make_app(models, dict(routes), settings)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="on"))
+    server = uvicorn.Server(configured(app, settings, port=0, log_level="warning"))
     began = threading.Event()
     begin = server.startup
 

@@ -264,6 +264,41 @@ def test_a_body_that_does_not_come_is_not_waited_for(parts):
             slow.close()
 
 
+def test_a_connection_on_which_no_request_begins_is_closed(parts):
+    """One that says nothing, one that goes on for ever, and one that was answered; not one that
+    waits for its answer."""
+    with holding(parts, head_timeout=2.0) as (site, engine):
+        engine.gate.clear()
+        asked = sent(site, ASK)
+        until(lambda: site.models["tiny"].runner.load, lambda load: load == 1)
+        address, made = ("127.0.0.1", site.port), []
+        line = b"GET /health HTTP/1.1\r\nHost: "
+        for begun in (b"", line, line + b"localhost\r\n\r\n"):
+            made.append(socket.create_connection(address, timeout=LONG))
+            made[-1].sendall(begun)
+        assert made[2].recv(1000).startswith(b"HTTP/1.1 200")
+        made[2].sendall(b"GET /")
+
+        def dribbled() -> bytes:
+            """What came after one more letter; a server that has closed resets."""
+            with contextlib.suppress(ConnectionError):
+                made[1].sendall(b"a")
+                made[1].settimeout(0.01)
+                with contextlib.suppress(TimeoutError):
+                    return made[1].recv(100)
+                return b"open"
+            return b""
+
+        assert until(dribbled, lambda got: got == b"") == b""
+        for one in (made[0], made[2]):
+            with contextlib.suppress(ConnectionError):
+                assert one.recv(100) == b""
+        engine.gate.set()
+        assert asked.recv(100).startswith(b"HTTP/1.1 200")
+        for one in (*made, asked):
+            one.close()
+
+
 def test_a_server_that_stops_says_so_in_answers_that_are_not_whole(held):
     site, engine = held
     engine.left = 3

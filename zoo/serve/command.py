@@ -23,6 +23,7 @@ from zoo.hf.tokenizer import open_tokenizer
 from zoo.inference.speculative import check_draft
 from zoo.inference.together import Together
 from zoo.serve.app import make_app
+from zoo.serve.connections import configured
 from zoo.serve.model import (
     Model,
     config_of,
@@ -39,7 +40,6 @@ from zoo.sharding import make_mesh
 KEYS = "ZOO_API_KEYS"
 """An environment variable: keys, divided by commas."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-MOST_CONNECTIONS = 2048
 GRACE = 3
 """Seconds in which clients are told that the time of their answers is up."""
 BACKLOG = 128
@@ -137,11 +137,7 @@ def serve(
     if host not in LOOPBACK and not settings.keys:
         logging.warning("Everybody who reaches %s may use the models: there are no API keys", host)
     app = make_app(models, found, settings)
-    config = uvicorn.Config(
-        app, log_level="info", timeout_graceful_shutdown=drain + GRACE,
-        limit_concurrency=MOST_CONNECTIONS, h11_max_incomplete_event_size=2**16,
-        server_header=False, ws="none", lifespan="on",
-    )  # fmt: skip
+    config = configured(app, settings, log_level="info", timeout_graceful_shutdown=drain + GRACE)
     listening.listen(BACKLOG)  # whoever reads the address may call at once
     print(f"http://{_shown(host)}:{listening.getsockname()[1]}", flush=True)
     runner = _Server(config, drain)

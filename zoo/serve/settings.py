@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 CHECKS = {
     "slots": 1, "length": 2, "ahead": 0, "queue": 0, "prefix_mib": 0, "cache_mib": 1, "body_mib": 1,
-    "timeout": 0.001, "body_timeout": 0.001, "embed_tokens": 0,
+    "timeout": 0.001, "head_timeout": 0.001, "body_timeout": 0.001, "embed_tokens": 0,
 }  # fmt: skip
 """The least of each number."""
 
@@ -28,7 +28,8 @@ class Settings:
             is what all slots need at most, and `prefix_mib`.
         queue: requests that wait for a slot; one more is answered 429.
         body_mib: MiB of a request.
-        body_timeout: seconds in which a request must have arrived.
+        head_timeout: seconds in which a request must have begun to arrive: all but its body.
+        body_timeout: seconds in which its body must have arrived.
         timeout: seconds that an answer may take, waiting included.
         embed_tokens: of a text to embed; 0 leaves embeddings out. They are compiled at the start.
         keys: API keys, any of which lets a client in; none lets everybody in.
@@ -44,6 +45,7 @@ class Settings:
     cache_mib: int | None = None
     queue: int = 64
     body_mib: int = 8
+    head_timeout: float = 30.0
     body_timeout: float = 30.0
     timeout: float = 600.0
     embed_tokens: int = 512
