@@ -33,7 +33,7 @@ from zoo.decoder import Decoder
 from zoo.inference.batch import SMALLEST, Batch, at
 from zoo.inference.programs import Scores
 from zoo.inference.reading import Reader, Seat, token_of
-from zoo.inference.requests import Constraint, Request, Stats, Ticket, Token
+from zoo.inference.requests import Constraint, Request, Stats, Ticket, Token, allowed_next
 from zoo.inference.sampling import whole
 from zoo.inference.speculative import check_draft
 from zoo.sharding import Rules
@@ -369,27 +369,11 @@ class Engine:
 
     def _restrict(self, seat: Seat) -> bool:
         """Asks a request's constraint what may come next; whether anything may."""
-        constraint, masks = seat.request.constraint, self._batch.masks
-        if constraint is None:
+        if seat.request.constraint is None:
             return True
-        allowed = np.asarray(constraint.allowed(), bool)
-        if allowed.shape != (self._vocab,):
-            raise ValueError(
-                f"constraint.allowed() has shape {allowed.shape}: it must have one value for each "
-                f"of the {self._vocab} tokens"
-            )
-        if not seat.made and not allowed.any():
-            raise ValueError("constraint.allowed() has no token that the text could begin with")
-        masks[seat.row] = allowed
-        if not allowed.any():
-            return False
-        masks[seat.row, [t for t, b in seat.request.logit_bias.items() if b == -math.inf]] = False
-        if not masks[seat.row].any():
-            raise ValueError(
-                f"logit_bias is -inf for all that constraint allows after {seat.made} new tokens, "
-                f"token {allowed.argmax()} for one: take one of them out"
-            )
-        return True
+        allowed = allowed_next(seat.request, seat.made, self._vocab)
+        self._batch.masks[seat.row] = allowed
+        return bool(allowed.any())
 
 
 def _check_ahead(

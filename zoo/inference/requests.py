@@ -129,6 +129,38 @@ def _token_ids(name: str, tokens: Iterable[Any]) -> tuple[int, ...]:
         raise ValueError(f"{name}={tokens!r:.60} must be token ids: whole numbers") from None
 
 
+def allowed_next(request: Request, made: int, vocab: int) -> np.ndarray:
+    """The tokens that a request's constraint and its `logit_bias` let come next, bool[V].
+
+    Args:
+        request: that has a constraint.
+        made: tokens that it has so far.
+        vocab: V.
+
+    Raises:
+        ValueError: the constraint allows nothing to begin with, or nothing that has no bias of
+            -inf, or says something else than it should.
+    """
+    allowed = np.array(request.constraint.allowed(), bool)
+    if allowed.shape != (vocab,):
+        raise ValueError(
+            f"constraint.allowed() has shape {allowed.shape}: it must have one value for each "
+            f"of the {vocab} tokens"
+        )
+    if not allowed.any():
+        if not made:
+            raise ValueError("constraint.allowed() has no token that the text could begin with")
+        return allowed
+    one = allowed.argmax()
+    allowed[[token for token, bias in request.logit_bias.items() if bias == -math.inf]] = False
+    if not allowed.any():
+        raise ValueError(
+            f"logit_bias is -inf for all that constraint allows after {made} new tokens, "
+            f"token {one} for one: take one of them out"
+        )
+    return allowed
+
+
 class Token(NamedTuple):
     """One token of a text.
 
