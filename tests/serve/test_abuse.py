@@ -267,7 +267,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(parts):
 def test_a_connection_on_which_no_request_begins_is_closed(parts):
     """One that says nothing, one that goes on for ever, and one that was answered; not one that
     waits for its answer."""
-    with holding(parts, head_timeout=2.0) as (site, engine):
+    with holding(parts, head_timeout=5.0) as (site, engine):
         engine.gate.clear()
         asked = sent(site, ASK)
         until(lambda: site.models["tiny"].runner.load, lambda load: load == 1)
