@@ -99,6 +99,45 @@ ENTRY %main (p: (s32[], bf16[64,8])) -> (s32[], bf16[64,8]) {
 """
 
 
+RING = """HloModule jit_step, is_scheduled=true
+
+%joined.1 (param_0: bf16[8]) -> bf16[8] {
+  %param_0 = bf16[8]{0:T(8)} parameter(0)
+  ROOT %all-reduce.1 = bf16[8]{0:T(8)} all-reduce(%param_0), channel_id=1, \
+replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+
+%joined.2 (param_0.1: bf16[8]) -> bf16[8] {
+  %param_0.1 = bf16[8]{0:T(8)} parameter(0)
+  ROOT %all-reduce.2 = bf16[8]{0:T(8)} all-reduce(%param_0.1), channel_id=1, \
+replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+
+ENTRY %main (k: bf16[64], v: bf16[64], x: bf16[8], y: bf16[8]) -> (bf16[64], bf16[64]) {
+  %k = bf16[64]{0:T(64)} parameter(0)
+  %v = bf16[64]{0:T(64)} parameter(1)
+  %x = bf16[8]{0:T(8)} parameter(2)
+  %y = bf16[8]{0:T(8)} parameter(3)
+  %more = bf16[8]{0:T(8)} fusion(%x), kind=kCustom, calls=%joined.1
+  %most = bf16[8]{0:T(8)} fusion(%y), kind=kCustom, calls=%joined.2
+  %k.1 = bf16[64]{0:T(64)} collective-permute(%k), channel_id=1, \
+source_target_pairs={{0,0},{1,2},{2,3},{3,1}}, metadata={op_name="ppermute"}
+  %v.1 = bf16[64]{0:T(64)} collective-permute(%v), channel_id=1, \
+source_target_pairs={{0,0},{1,2},{2,3},{3,1}}, metadata={op_name="ppermute"}
+  ROOT %out = (bf16[64]{0:T(64)}, bf16[64]{0:T(64)}) tuple(%k.1, %v.1)
+}
+"""
+
+
+def test_what_shares_a_channel_is_several():
+    """Keys and values on their way around a ring, and sums that XLA joined."""
+    found = hlo.count(RING, [("fsdp", 2), ("context", 2)]).collectives
+    assert found == [
+        hlo.Collective("all-reduce", ("context",), 2, 2, 2 * 8 * 2),
+        hlo.Collective("collective-permute", ("fsdp", "context"), 2, 2, 2 * 64 * 2),
+    ]
+
+
 def test_text_of_a_tpu():
     """Loops without known trips, one collective in two fusions, kernels, products of heads."""
     found = hlo.count(TPU, [("data", 2), ("fsdp", 2)])

@@ -85,7 +85,7 @@ def count(text: str, mesh: Sequence[tuple[str, int]] = ()) -> Counted:
     """
     computations, entry = _parse(text)
     runs = _runs(computations, entry)
-    found, totals, channels = Counted(), {}, set()
+    found, totals, known = Counted(), {}, {}
     for name, instructions in computations.items():
         times = runs.get(name, 0)
         if not times:
@@ -95,8 +95,10 @@ def count(text: str, mesh: Sequence[tuple[str, int]] = ()) -> Counted:
             found.flops += times * _flops(one, shapes)
             if (kernel := _kernel(one)) is not None:
                 found.kernels[kernel] = found.kernels.get(kernel, 0) + times
-            if (kind := _kind(one, name)) is not None and _is_new(one, channels):
+            if (kind := _kind(one, name)) is not None and _is_new(one, name, known):
                 axes, size = _axes(one.attributes, mesh)
+                if mesh and size == 1:  # what each device sends to itself
+                    continue
                 calls, moved = totals.get((kind, axes, size), (0, 0))
                 moved += times * _moved(one, shapes)
                 totals[kind, axes, size] = calls + times, moved
@@ -265,17 +267,17 @@ def _kind(one: _Instruction, computation: str) -> str | None:
     return opcode
 
 
-def _is_new(one: _Instruction, channels: set[str]) -> bool:
-    """TPUs run one collective beside several fusions, each of which names it: by its channel, and
-    by what it was in the program, as several may share a channel."""
-    channel = re.search(r"channel_id=\d+", one.attributes)
-    if channel is None:
-        return True
+def _is_new(one: _Instruction, computation: str, known: dict[tuple, str]) -> bool:
+    """TPUs run one collective beside several fusions, each of which names it: by its channel, by
+    what it was in the program, and by its shape. Keys and values that go around a ring share all
+    three too, but stand in one computation. Those that XLA joins have the first channel, and were
+    nothing in the program."""
+    channel = re.search(r"channel_id=(\d+)", one.attributes)
     named = re.search(r'op_name="[^"]*"', one.attributes)
-    key = channel[0] + (named[0] if named is not None else "")
-    known = key in channels
-    channels.add(key)
-    return not known
+    if channel is None or (channel[1] == "1" and named is None):
+        return True
+    key = channel[0], named and named[0], tuple(_SHAPE.findall(one.shape))
+    return known.setdefault(key, computation) == computation
 
 
 def _moved(one: _Instruction, shapes: dict[str, str]) -> int:
@@ -301,7 +303,7 @@ def _axes(attributes: str, mesh: Sequence[tuple[str, int]]) -> tuple[tuple[str, 
 
 
 def _group(attributes: str) -> list[int] | None:
-    """The first group of devices; None is all of them together.
+    """The first group of devices; None is all of them together. Of pairs, the first of two.
 
     Groups are lists; or an iota of devices, reshaped and transposed; or axes of a mesh, which has
     such an iota of its own.
@@ -323,8 +325,11 @@ def _group(attributes: str) -> list[int] | None:
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", attributes)
     if iota is not None:
         return _iota(iota[3]).reshape(int(iota[1]), int(iota[2]))[0].tolist()
-    pairs = re.search(r"source_target_pairs=\{\{([\d,]+)\}", attributes)
-    return [int(d) for d in pairs[1].split(",")] if pairs is not None else None
+    pairs = re.search(r"source_target_pairs=\{([\d,{}]+)\}", attributes)
+    if pairs is None:
+        return None
+    ways = [[int(a), int(b)] for a, b in re.findall(r"(\d+),(\d+)", pairs[1])]
+    return next((way for way in ways if way[0] != way[1]), ways[0][:1])
 
 
 def _iota(text: str) -> np.ndarray:
