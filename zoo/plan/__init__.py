@@ -4,7 +4,8 @@
     plan.fits, plan.memory.left, plan.tokens_per_second
 
 `hardware` has the chips, `workload` the programs, `compiled` asks TPU's compiler, `hlo` reads what
-it made, `estimate` does the same by arithmetic, `search` ranks meshes, and `report` prints.
+it made, `layout`, `estimate` and `links` do the same by arithmetic, `search` ranks meshes, and
+`report` prints.
 """
 
 from __future__ import annotations

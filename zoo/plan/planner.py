@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from zoo import sharding
 from zoo.config import Config
-from zoo.plan import compiled, estimate, flops
+from zoo.plan import compiled, estimate, flops, links
 from zoo.plan.compiled import CannotCompile
 from zoo.plan.hardware import Topology
 from zoo.plan.hlo import Collective
+from zoo.plan.layout import Layout, Schedule
 from zoo.plan.workload import Workload, device_bytes, program
 
 
@@ -72,7 +73,7 @@ class Plan:
     model_flops: float
     recomputed: float
     lost: float
-    schedule: estimate.Schedule | None
+    schedule: Schedule | None
     product_flops: float | None
     kernels: dict[str, int]
     traffic: float
@@ -195,7 +196,7 @@ def make_plan(
     cores = topology.chip.cores
     held = [device_bytes(part) * cores for part in parts]
     gradients = held[1] // 2  # AdamW keeps two numbers for each
-    layout = estimate.Layout(cfg, work, sizes, rules)
+    layout = Layout(cfg, work, sizes, rules)
     found, how = _compiled(cfg, work, topology, mesh, rules) if compile else (None, "arithmetic")
     if found is None:
         params, cache = held[0] // cores, held[2] // cores
@@ -239,7 +240,7 @@ def _collectives(
 
     For that, the compiler makes transfers between hosts, which do not say how much they move.
     """
-    guessed = estimate.collectives(layout, cache_bytes)
+    guessed = links.collectives(layout, cache_bytes)
     if counted is None:
         return tuple(guessed)
     inside = [one for one in counted.collectives if not across.keys() & set(one.axes)]
@@ -271,7 +272,7 @@ def _passes(forward: flops.Work, work: Workload) -> tuple[float, float]:
     return 2 * forward.total + forward.attention, again
 
 
-def _lost(layout: estimate.Layout) -> float:
+def _lost(layout: Layout) -> float:
     """Of layers in stages the bubble; of all others, what is done more than once."""
     cfg, work, staged = layout.cfg, layout.work, 0.0
     for stack in filter(layout.staged, cfg.stacks):
