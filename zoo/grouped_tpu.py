@@ -19,6 +19,8 @@ _megablox = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox.gm
 LANES = 128
 ROWS = 512
 WIDTH = 1024
+"""Sides of the largest tiles in 16 bits; half of the last for the output in 32: its tiles, two of
+them and the sum, are to leave room for the others in the 16 MiB that a v5 core gives a kernel."""
 
 
 def gmm(lhs, rhs, group_sizes, *, interpret: bool = False) -> jax.Array:
@@ -33,7 +35,7 @@ def gmm_transposed(lhs, rhs, group_sizes, *, interpret: bool = False) -> jax.Arr
 
 def tgmm(lhs, grad, group_sizes, *, interpret: bool = False) -> jax.Array:
     """Outer products summed over each group: dtype[M, D], dtype[M, F] -> f32[E, D, F]."""
-    tiles = _tiles(lhs.shape[0], group_sizes.shape[0], lhs.shape[1], grad.shape[1])
+    tiles = _tiles(lhs.shape[0], group_sizes.shape[0], lhs.shape[1], grad.shape[1], jnp.float32)
     lhs, grad = _pad(lhs, tiles[0]), _pad(grad, tiles[0])
     return _megablox.tgmm(
         lhs.swapaxes(0, 1),
@@ -48,7 +50,7 @@ def tgmm(lhs, grad, group_sizes, *, interpret: bool = False) -> jax.Array:
 def _gmm(lhs, rhs, group_sizes, transposed: bool, interpret: bool):
     rows, width = lhs.shape
     out_width = rhs.shape[1 if transposed else 2]
-    tiles = _tiles(rows, group_sizes.shape[0], width, out_width)
+    tiles = _tiles(rows, group_sizes.shape[0], width, out_width, lhs.dtype)
     out = _megablox.gmm(
         _pad(lhs, tiles[0]),
         rhs,
@@ -62,16 +64,19 @@ def _gmm(lhs, rhs, group_sizes, transposed: bool, interpret: bool):
     return jnp.where(used, out, 0)
 
 
-def _tiles(rows: int, experts: int, width: int, out_width: int) -> tuple[int, int, int]:
+def _tiles(
+    rows: int, experts: int, width: int, out_width: int, out_dtype: jnp.dtype
+) -> tuple[int, int, int]:
     """Tile sizes (rows, contracted, output): few rows where groups are small, whole lanes."""
     tile_rows = LANES
     while tile_rows < ROWS and tile_rows * experts < rows:
         tile_rows *= 2
-    return tile_rows, _lanes(width), _lanes(out_width)
+    most = WIDTH * 2 // max(jnp.dtype(out_dtype).itemsize, 2)
+    return tile_rows, _lanes(width, WIDTH), _lanes(out_width, most)
 
 
-def _lanes(width: int) -> int:
-    return min(WIDTH, -(-width // LANES) * LANES)
+def _lanes(width: int, most: int) -> int:
+    return min(most, -(-width // LANES) * LANES)
 
 
 def _pad(x, multiple: int):

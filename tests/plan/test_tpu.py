@@ -1,11 +1,13 @@
 """Programs compiled for TPUs by their own compiler: kernels, collectives, memory."""
 
+import jax
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 import zoo
 from tests.examples import CONFIGS
-from zoo import cache
-from zoo.plan import Workload, compiled, make_plan, parse
+from zoo import cache, grouped_tpu
+from zoo.plan import Workload, compiled, hlo, make_plan, parse
 
 pytestmark = [
     pytest.mark.skipif(not compiled.available(), reason="needs libtpu, the extra `plan`"),
@@ -75,6 +77,23 @@ def test_experts_on_four_v5e_stay_and_their_tokens_travel():
     weights = 3 * 3 * 8 * 128 * 128 * 2
     gathered = [one for one in found.collectives if one.kind == "all-gather"]
     assert sum(one.bytes for one in gathered if "expert" in one.axes) < weights / 8
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_products_of_large_experts_fit_on_a_core(dtype):
+    """With tiles of the largest size: all three, as a layer's gradient has them."""
+    where = SingleDeviceSharding(compiled.devices(parse("v5p:1"))[0])
+
+    def shape(*sizes, dtype=dtype):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=where)
+
+    def products(x, w, sizes):
+        y = grouped_tpu.gmm(x, w, sizes)
+        return grouped_tpu.gmm_transposed(y, w, sizes), grouped_tpu.tgmm(x, y, sizes)
+
+    arguments = shape(2048, 2048), shape(2, 2048, 2048), shape(2, dtype="int32")
+    text = jax.jit(products).lower(*arguments).compile().as_text()
+    assert hlo.count(text).kernels == {"gmm": 2, "tgmm": 1}
 
 
 def test_prefill_on_v5p():
