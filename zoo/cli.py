@@ -227,7 +227,11 @@ def find_config(model: str):
 
     if checkpoint.is_run(model):
         return zoo.config_from_hf(checkpoint.read_run(model)["model"])
-    return zoo.config_from_hf(model) if Path(model).exists() else zoo.config(model)
+    if Path(model).exists():
+        return zoo.config_from_hf(model)
+    if "/" in model or model.endswith(".json"):
+        raise ValueError(f"{model}: there is no such folder or file; presets have plain names")
+    return zoo.config(model)
 
 
 def _placing(args: argparse.Namespace) -> tuple[dict, contextlib.AbstractContextManager]:

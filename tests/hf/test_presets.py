@@ -28,5 +28,7 @@ def test_config_round_trip(name):
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match=r"no preset 'gpt-9'; known are .*llama-2-7b"):
-        models.config("gpt-9")
+    with pytest.raises(ValueError, match=r"no preset 'llama-2-8b': near are .*llama-2-7b"):
+        models.config("llama-2-8b")
+    with pytest.raises(ValueError, match=r"no preset 'x': zoo.presets\(\) and `zoo list` have all"):
+        models.config("x")

@@ -393,6 +393,9 @@ def test_command_prints_a_plan_and_draws_it(capsys, tmp_path, monkeypatch):
     ("arguments", "says"),
     [
         (["qwen3-0.6b", "--topology=v9:4"], "unknown chip 'v9'; known are v4"),
+        (["qwen3-0.6b", "--topology=v5e-16"], "say v5e and its shape, as v5e:4x4; known are"),
+        (["none/config.json", "--topology=v5e:1"], "none/config.json: there is no such folder"),
+        (["qwen-3-0.6b", "--topology=v5e:1"], "no preset 'qwen-3-0.6b': near are qwen3-0.6b, "),
         (["qwen3-0.6b", "--topology=v5p:4x4"], "v5p has 3 axes, so a shape like v5p:4x4x4"),
         (["qwen3-0.6b", "--topology=v5e:axb"], "'axb' is no shape, as v5e:4x4 has one"),
         (["qwen3-0.6b", "--topology=2xh100:8"], "slices are of TPUs"),

@@ -6,6 +6,7 @@ To add a family, write one file with a `FAMILY` and list it in `FAMILIES`.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -151,13 +152,15 @@ def config(name: str) -> Config:
     """A released model's Config, or a sketch's, by name; no network.
 
     Raises:
-        ValueError: if there is no such preset.
+        ValueError: if there is no such preset; the message lists the nearest.
     """
     for found in FAMILIES:
         for known in (found.presets, found.sketches):
             if name in known:
                 return known[name]
-    raise ValueError(f"no preset {name!r}; known are {', '.join(presets())}")
+    near = difflib.get_close_matches(name.lower(), presets(), n=5)
+    hint = f"near are {', '.join(near)}; " if near else ""
+    raise ValueError(f"no preset {name!r}: {hint}zoo.presets() and `zoo list` have all")
 
 
 def family(model_type: str) -> Family:

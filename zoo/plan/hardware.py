@@ -133,11 +133,14 @@ def parse(text: str) -> Topology:
     times = re.match(r"(\d+)x(?=[a-z])", name)
     name = name.removeprefix(times[0] if times else "")
     if name not in CHIPS:
-        raise ValueError(f"topology {text!r}: unknown chip {name!r}; known are {', '.join(CHIPS)}")
+        start = next((chip for chip in CHIPS if name.startswith(chip)), None)
+        hint = f"say {start} and its shape, as {_example(CHIPS[start])}; " if start else ""
+        raise ValueError(
+            f"topology {text!r}: unknown chip {name!r}; {hint}known are {', '.join(CHIPS)}"
+        )
     chip, sizes = CHIPS[name], (shape or "1").split("x")
     if not all(s.isdigit() and int(s) > 0 for s in sizes):
-        example = "2x2x1" if chip.dims == 3 else "4x4" if chip.is_tpu else "8"
-        raise ValueError(f"topology {text!r}: {shape!r} is no shape, as {name}:{example} has one")
+        raise ValueError(f"topology {text!r}: {shape!r} is no shape, as {_example(chip)} has one")
     found = tuple(map(int, sizes))
     allowed = (chip.dims,) if chip.is_tpu else (1,)
     if math.prod(found) > 1 and len(found) not in allowed:
@@ -151,3 +154,9 @@ def parse(text: str) -> Topology:
             f"topology {text!r}: slices are of TPUs, one or more; of GPUs give the count: h100:64"
         )
     return Topology(chip, found if math.prod(found) > 1 else (1,) * max(chip.dims, 1), slices)
+
+
+def _example(chip: Chip) -> str:
+    """A topology that the chip can have."""
+    shape = "2x2x1" if chip.dims == 3 else "4x4" if chip.is_tpu else "8"
+    return f"{chip.name}:{shape}"

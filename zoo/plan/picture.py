@@ -36,9 +36,9 @@ def draw(plan: Plan, name: str, path: str | os.PathLike) -> None:
 
 
 def _bar(axes, parts: dict[str, float]) -> None:
-    start = 0.0
+    start, least = 0.0, sum(parts.values()) / 1000
     for colour, (label, value) in zip(_COLOURS, parts.items(), strict=False):
-        if value:
+        if value > least:
             axes.barh(0, value, left=start, color=colour, label=f"{label} {value:.3g}")
             start += value
     axes.set_yticks([])
