@@ -60,6 +60,9 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
+    from zoo.plan.command import without_accelerators
+
+    without_accelerators()
     from zoo.describe import placement, tree
 
     config = find_config(args.model)

@@ -453,6 +453,24 @@ def test_a_model_stands_for_that_of_a_file(capsys):
     assert "decode · " in capsys.readouterr().out
 
 
+def test_links_of_a_kind_are_one_row(capsys):
+    """Whatever layers they are of: Qwen3-Next has four in a pattern, all with experts."""
+    arguments = ["plan", "qwen3-next-80b-a3b", "--topology=v5p:2x2x1", "--mesh=expert=4"]
+    assert main([*arguments, "--mode=prefill", "--batch=4", "--arithmetic"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "all-to-all" in line]
+    assert len(rows) == 1
+    assert "│ 96 " in rows[0]
+
+
+def test_showing_a_mesh_leaves_accelerators_alone(monkeypatch, capsys):
+    for name in command.ALONE:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    assert main(["show", "qwen3-0.6b", "--mesh=fsdp=4"]) == 0
+    assert "4 devices: fsdp=4" in capsys.readouterr().out
+    assert command.ALONE.items() <= os.environ.items()
+
+
 def test_command_knows_what_workloads_know():
     assert get_args(Mode) == command.MODES
     assert get_args(Remat) == command.REMATS

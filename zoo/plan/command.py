@@ -51,14 +51,19 @@ def add(verbs: Any) -> None:
     verb.set_defaults(run=run)
 
 
+def without_accelerators() -> None:
+    """Leaves them alone, before JAX is imported: shapes need none."""
+    for name, value in ALONE.items():
+        os.environ.setdefault(name, value)
+
+
 def run(args: argparse.Namespace) -> None:
     """Plans what the arguments say, and prints it.
 
     Raises:
         ValueError: something that does not exist, divide or fit together.
     """
-    for name, value in ALONE.items():
-        os.environ.setdefault(name, value)
+    without_accelerators()
     from zoo.plan import hardware, make_plan, picture, report
 
     _check(args)

@@ -11,6 +11,7 @@ from rich.text import Text
 from zoo.describe import human
 from zoo.pipes import Console
 from zoo.plan.hardware import GiB
+from zoo.plan.hlo import Collective
 from zoo.plan.planner import Plan
 
 ASSUMPTIONS = (
@@ -105,12 +106,22 @@ def _links(plan: Plan) -> Table:
         "collective", "over", "devices", "calls", "GB per device", "seconds",
         title="links", title_justify="left",
     )  # fmt: skip
-    for one in sorted(plan.collectives, key=plan.seconds_of, reverse=True)[:12]:
+    for one in sorted(_joined(plan.collectives), key=plan.seconds_of, reverse=True)[:12]:
         table.add_row(
             one.kind, " ".join(one.axes), str(one.size), str(one.calls), f"{one.bytes / 1e9:.3f}",
             f"{plan.seconds_of(one):.4f}",
         )  # fmt: skip
     return table
+
+
+def _joined(collectives: Sequence[Collective]) -> list[Collective]:
+    """Those of a kind over the same devices as one."""
+    totals: dict[tuple, tuple[int, int]] = {}
+    for one in collectives:
+        key = one.kind, one.axes, one.size
+        calls, moved = totals.get(key, (0, 0))
+        totals[key] = calls + one.calls, moved + one.bytes
+    return [Collective(*key, *total) for key, total in totals.items()]
 
 
 def _time(plan: Plan, tokens: float | None) -> Table:
