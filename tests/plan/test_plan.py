@@ -1,10 +1,6 @@
-"""The planner: published cases, arithmetic that must hold, the command, and bad input."""
+"""The planner: published cases, arithmetic that must hold, and search."""
 
-import dataclasses
-import os
-import typing
 from pathlib import Path
-from typing import get_args
 
 import jax
 import pytest
@@ -13,15 +9,14 @@ from ml_collections import ConfigDict
 import zoo
 from tests.training.tiny import get_config
 from zoo import sharding
-from zoo.cli import main
 from zoo.config import Config
 from zoo.describe import size
-from zoo.plan import CHIPS, Workload, command, hardware, make_plan, parse
+from zoo.plan import CHIPS, Workload, hardware, make_plan, parse
 from zoo.plan.hlo import Collective, Counted
 from zoo.plan.layout import Layout
 from zoo.plan.planner import _collectives
 from zoo.plan.search import _ordered, meshes, search
-from zoo.plan.workload import Mode, Remat, program
+from zoo.plan.workload import program
 from zoo.training.optimizer import make_optimizer
 from zoo.training.run import find_config, load_params
 from zoo.training.settings import Lora, from_config
@@ -29,16 +24,6 @@ from zoo.training.step import state_shardings
 from zoo.training.throughput import flops_per_token
 
 GiB = 2**30
-
-
-def _layers(mixer, hidden, width):
-    layer = zoo.Layer(mixer, zoo.MLP(hidden))
-    return Config(8192, width, (zoo.Stack(8, (layer,)),))
-
-
-NARROW = _layers(zoo.Attention(8, 4, 64, zoo.Rope(64)), 2048, 512)
-WIDE = _layers(zoo.Attention(32, 8, 128, zoo.Rope(128)), 14336, 4096)
-LATENT = _layers(zoo.MLA(8, 256, 128, 64, 32, 64, zoo.Rope(32)), 2048, 512)
 
 
 def plan(name, topology, mesh, mode, batch, length, **how):
@@ -232,46 +217,6 @@ def test_stages_by_hand():
         plan(*how, rounds=3)
 
 
-@pytest.mark.parametrize(
-    ("mode", "temporaries"),
-    [
-        (dict(mode="train", microbatches=8), 783.0),
-        (dict(mode="train", microbatches=8, rounds=2), 698.3),
-        (dict(mode="train", microbatches=8, rounds=2, lora=Lora()), 693.6),
-        (dict(mode="decode"), 96.3),
-    ],
-)
-def test_stages_need_what_compiled_programs_do(mode, temporaries):
-    """MB per device as compiled for v5e:2x4 by libtpu 0.0.42.1: minutes of a core each."""
-    spec = "stage=4,fsdp=2" if mode == dict(mode="train", microbatches=8) else "stage=4,data=2"
-    work = Workload(batch=64, length=512, **mode)
-    found = make_plan(NARROW, work, parse("v5e:2x4"), spec, compile=False)
-    assert found.memory.temporaries / 1e6 == pytest.approx(temporaries, rel=0.25)
-    if work.mode == "decode":  # every layer fetches the whole stack and its cache
-        (one,) = found.collectives
-        assert (one.kind, one.axes, one.calls) == ("all-gather", ("stage",), 8)
-        assert one.bytes / 1e6 == pytest.approx(1577.2, rel=1e-3)
-        assert "gather weights over stage" in found.advice
-
-
-@pytest.mark.parametrize(
-    ("cfg", "topology", "mesh", "rows", "length", "temporaries"),
-    [
-        (NARROW, "v5e:1", "", 16, 512, 18.7),
-        (NARROW, "v5e:2x4", "data=8", 64, 512, 8.9),
-        (NARROW, "v5e:2x4", "stage=4,data=2", 16, 512, 25.6),
-        (LATENT, "v5e:1", "", 16, 512, 47.7),
-        (WIDE, "v5e:1", "", 2, 2048, 146.0),
-        (WIDE, "v5e:1", "", 8, 2048, 841.7),
-    ],
-)
-def test_prefill_needs_what_compiled_programs_do(cfg, topology, mesh, rows, length, temporaries):
-    """MB per device by libtpu 0.0.42.1: a layer's work, little of it where it stays on the chip."""
-    work = Workload("prefill", rows, length)
-    found = make_plan(cfg, work, parse(topology), mesh, compile=False)
-    assert found.memory.temporaries / 1e6 == pytest.approx(temporaries, rel=0.25)
-
-
 def test_decoding_is_advised_to_keep_weights_where_they_are():
     """By what search ranks by, too."""
     gathered, stays = (
@@ -330,34 +275,6 @@ def test_rows_that_devices_share_by_hand():
     assert summed.bytes == pytest.approx(layers / 2 * 2, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("mesh", "moved"),
-    [
-        (
-            "context=4",
-            {("collective-permute", "context"): 671.1, ("all-reduce", "context"): 96.5},
-        ),
-        (
-            "fsdp=2,context=2",
-            {
-                ("collective-permute", "context"): 335.5, ("all-reduce", "context"): 39.8,
-                ("all-gather", "fsdp"): 153.1, ("reduce-scatter", "fsdp"): 79.7,
-                ("all-reduce", "fsdp context"): 16.8,
-            },
-        ),
-    ],
-)  # fmt: skip
-def test_devices_that_share_rows_exchange_what_compiled_programs_do(mesh, moved):
-    """MB per device of two rows of 8192 tokens on v5e:2x2 by libtpu 0.0.42.1; a minute of a core
-    each. Memory of these and larger ones is in docs/plan.md."""
-    cfg, work = dataclasses.replace(NARROW, max_length=8192), Workload("train", 2, 8192)
-    found = make_plan(cfg, work, parse("v5e:2x2"), mesh, compile=False)
-    total = dict.fromkeys(moved, 0.0)
-    for one in found.collectives:
-        total[one.kind, " ".join(one.axes)] += one.bytes / 1e6
-    assert total == pytest.approx(moved, rel=0.1)
-
-
 def test_a_cache_is_whole_on_devices_that_would_share_rows():
     """As `docs/context.md` says; they all do the same."""
     for mode in ("prefill", "decode"):
@@ -374,107 +291,6 @@ def test_what_the_compiler_finds_too_large_is_ranked_with_the_rest():
     )
     assert [small.fits, large.fits, slow.fits] == [True, False, True]
     assert _ordered([large, slow], [small]) == [slow, small, large]
-
-
-def test_command_prints_a_plan_and_draws_it(capsys, tmp_path, monkeypatch):
-    for name in command.ALONE:  # as in a shell, and put back
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    arguments = ["plan", "--config=configs/quickstart.py", "--topology=v5e:1", "--arithmetic"]
-    assert main([*arguments, f"--plot={tmp_path}/plan.png", "--tokens=1e9"]) == 0
-    out = capsys.readouterr().out
-    for part in ("8 rows of 256 tokens", "fits: 1", "GiB left of 16.0 GiB", "chip-hours"):
-        assert part in out
-    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
-    assert command.ALONE.items() <= os.environ.items()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["qwen3-0.6b", "--topology=v9:4"], "unknown chip 'v9'; known are v4"),
-        (["qwen3-0.6b", "--topology=v5e-16"], "say v5e and its shape, as v5e:4x4; known are"),
-        (["none/config.json", "--topology=v5e:1"], "none/config.json: there is no such folder"),
-        (["qwen-3-0.6b", "--topology=v5e:1"], "no preset 'qwen-3-0.6b': near are qwen3-0.6b, "),
-        (["qwen3-0.6b", "--topology=v5p:4x4"], "v5p has 3 axes, so a shape like v5p:4x4x4"),
-        (["qwen3-0.6b", "--topology=v5e:axb"], "'axb' is no shape, as v5e:4x4 has one"),
-        (["qwen3-0.6b", "--topology=2xh100:8"], "slices are of TPUs"),
-        (["qwen3-0.6b", "--topology=v5e:4x4", "--mesh=fsdp=3"], "make the sizes multiply to 16"),
-        (["qwen3-0.6b", "--topology=v5e:4x4", "--batch=10"], "10 rows does not divide over"),
-        (["qwen3-0.6b", "--topology=v5e:1", "--length=99999999"], "beyond the model's max_length"),
-        (["qwen3-0.6b", "--topology=v5e:1", "--rules=fdsp"], "did you mean 'fsdp'"),
-        (
-            ["qwen3-0.6b", "--topology=v5e:2x2", "--mesh=stage=4", "--batch=8", "--microbatches=3"],
-            "microbatches=3 do not divide a batch of 8 rows: 2 or 4 would",
-        ),
-        (["qwen3-0.6b", "--topology=v5e:1", "--lora=0"], "lora.rank=0 must be positive"),
-        (["qwen3-0.6b", "--topology=v5e:1", "--base=int4"], "--base=int4 is of adapters"),
-        (["qwen3-0.6b", "--topology=v5e:1", "--lora=4", "--mode=decode"], "adapters are merged"),
-        (["qwen3-0.6b", "--topology=h100:9999999999"], "over 9999999999 devices: JAX counts to"),
-        (
-            ["qwen3-0.6b", "--topology=v5e:4x4", "--mesh=tensor=16", "--rules=expert"],
-            "mesh axis tensor=16 is in no rule",
-        ),
-        (
-            ["qwen3-0.6b", "--topology=v5e:2x2", "--mesh=stage=2,context=2"],
-            "stage=2, context=2: layers in stages cannot share rows",
-        ),
-        (
-            ["qwen3-0.6b", "--topology=v5e:2x2", "--mesh=context=4", "--length=100"],
-            "a row of 100 tokens does not divide by 8",
-        ),
-        (["qwen3-0.6b", "--topology=v5e:1", "--rounds=2"], "--rounds=2: of a training step on a"),
-        (
-            ["qwen3-0.6b", "--topology=v5e:1", "--mode=decode", "--batch=2", "--accumulate=2"],
-            "accumulate=2 is of mode='train'",
-        ),
-        (["qwen3-0.6b", "--topology=v5e:1", "--tokens=inf"], "--tokens=inf is no budget"),
-        (["qwen3-0.6b", "--topology=v5e:1", "--plot=a.jpg"], "--plot=a.jpg is no file to write a"),
-        (["qwen3-0.6b", "--topology=v5e:1", "--search", "--mesh=data=1"], "--search tries all"),
-        (["--topology=v5e:1"], "name a model, or a file"),
-        (["--config=tests/examples.py", "--topology=v5e:1"], "examples.py has no get_config()"),
-        (["--config=none.py", "--topology=v5e:1"], "none.py is no Python file"),
-    ],
-)
-def test_command_refuses(arguments, says, capsys):
-    assert main(["plan", *arguments, "--arithmetic"]) == 2
-    assert says in capsys.readouterr().err
-
-
-def test_a_model_stands_for_that_of_a_file(capsys):
-    """Which fine-tuning has from elsewhere; adapters, batch and window are the file's."""
-    file, preset = "--config=configs/lora.py", "smollm3-3b"
-    assert main(["plan", preset, file, "--topology=v5p:1", "--arithmetic"]) == 0
-    assert "by configs/lora.py · train LoRA of rank 16 ·" in capsys.readouterr().out
-    assert main(["plan", preset, file, "--topology=v5p:1", "--arithmetic", "--base=int4"]) == 0
-    assert "train LoRA of rank 16 on int4 ·" in capsys.readouterr().out
-    decode = ["plan", preset, file, "--mode=decode", "--topology=v5p:1", "--arithmetic"]
-    assert main(decode) == 0
-    assert "decode · " in capsys.readouterr().out
-
-
-def test_links_of_a_kind_are_one_row(capsys):
-    """Whatever layers they are of: Qwen3-Next has four in a pattern, all with experts."""
-    arguments = ["plan", "qwen3-next-80b-a3b", "--topology=v5p:2x2x1", "--mesh=expert=4"]
-    assert main([*arguments, "--mode=prefill", "--batch=4", "--arithmetic"]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if "all-to-all" in line]
-    assert len(rows) == 1
-    assert "│ 96 " in rows[0]
-
-
-def test_showing_a_mesh_leaves_accelerators_alone(monkeypatch, capsys):
-    for name in command.ALONE:
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    assert main(["show", "qwen3-0.6b", "--mesh=fsdp=4"]) == 0
-    assert "4 devices: fsdp=4" in capsys.readouterr().out
-    assert command.ALONE.items() <= os.environ.items()
-
-
-def test_command_knows_what_workloads_know():
-    assert get_args(Mode) == command.MODES
-    assert get_args(Remat) == command.REMATS
-    assert get_args(typing.get_type_hints(Lora)["base"]) == command.BASES
 
 
 def test_workload_refuses():

@@ -136,14 +136,15 @@ class Layout:
         """Bytes that a device gathers to have the weights of `gathered`.
 
         Of rounded ones, outputs alone are cut (`zoo.hf.load`), so only maps that put out "embed"
-        are gathered: the last of attention and of the MLP.
+        are gathered: the last of attention and of the MLP, forward as codes and backward as
+        bfloat16, on the average of both.
         """
         if self.work.rounds_to is None:
             return self.gathered(layer) * BF16
         shapes = layer_shapes(layer, self.cfg.embed_dim)
         last = {name: n for name, n in shapes.items() if name.split("/")[-2] in ("o", "down")}
         elements = sum(math.prod(shape) / self._beside_embed(name) for name, shape in last.items())
-        return elements * self.work.weight_bytes
+        return elements * (self.work.weight_bytes + BF16) / 2
 
     def _beside_embed(self, name: str) -> int:
         """Over how many devices a weight is cut by other axes than "embed"."""
