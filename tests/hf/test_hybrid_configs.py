@@ -90,6 +90,9 @@ def test_kimi_linear_numbers_layers_from_one():
             "linear_attn config: heads",
         ),
         ("kimi-linear-48b-a3b", {"num_key_value_heads": 8}, "must equal num_attention_heads=32"),
+        # What these files call otherwise than DeepSeek-V3's is named as they call it.
+        ("kimi-linear-48b-a3b", {"num_expert_group": 0}, "num_expert_group=0"),
+        ("kimi-linear-48b-a3b", {"n_group": 2}, "n_group=2"),
         ("qwen3-next-80b-a3b", {"attention_bias": True}, "attention_bias=True.*only False"),
         ("qwen3-next-80b-a3b", {"layer_types": ["full_attention"]}, "all 48 layers"),
         ("qwen3-next-80b-a3b", {"use_sliding_window": True}, "use_sliding_window=True"),

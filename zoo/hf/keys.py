@@ -8,6 +8,7 @@ ignored is how ports go wrong without a warning.
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -96,14 +97,22 @@ class Keys:
     """A config dict that remembers which keys were read.
 
     `keys["hidden_size"]` is the config's value, or the class's default if the key is absent.
+    `names` are what most families call keys -> what this one does, which errors name.
     """
 
-    def __init__(self, hf: Mapping, defaults: Mapping, irrelevant: frozenset[str] = frozenset()):
+    def __init__(
+        self,
+        hf: Mapping,
+        defaults: Mapping,
+        irrelevant: frozenset[str] = frozenset(),
+        names: Mapping[str, str] = types.MappingProxyType({}),
+    ):
         self.family = str(hf.get("model_type"))
         self._hf = hf
         self._defaults = {**COMMON, **defaults}
         self._done = IRRELEVANT | irrelevant
         self._used: set[str] = set()
+        self._names = names
 
     def __getitem__(self, name: str):
         if name not in self and not self.knows(name):
@@ -111,11 +120,11 @@ class Keys:
         return self.get(name)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._hf
+        return self._names.get(name, name) in self._hf
 
     def knows(self, name: str) -> bool:
         """Whether the class has such a key."""
-        return name in self._defaults
+        return self._names.get(name, name) in self._defaults
 
     def get(self, name: str):
         """A key that the class may not have, or None.
@@ -123,6 +132,7 @@ class Keys:
         Raises:
             ValueError: what the config has is neither None nor of the kind that the key holds.
         """
+        name = self._names.get(name, name)
         self._used.add(name)
         default = self._defaults.get(name)
         value = self._hf.get(name, default)
@@ -166,6 +176,9 @@ class Keys:
             raise self.error(name, f"{others} say {value}")
 
     def error(self, name: str, fix: str) -> ValueError:
+        return self._error(self._names.get(name, name), fix)
+
+    def _error(self, name: str, fix: str) -> ValueError:
         value = self._hf.get(name, self._defaults.get(name))
         return ValueError(f"{self.family} config: {name}={value!r} is not understood: {fix}")
 
@@ -180,7 +193,7 @@ class Keys:
                 fix = f"only {self._defaults[name]!r} is implemented"
             else:
                 continue
-            raise self.error(name, _HINTS.get(name, fix))
+            raise self._error(name, _HINTS.get(name, fix))
 
 
 def _is(value: object, kind: object) -> bool:

@@ -26,8 +26,6 @@ DEFAULTS = {
     "num_attention_heads": 32,
     "num_key_value_heads": None,
     "q_lora_rank": 1536,
-    "v_head_dim": 128,
-    "qk_nope_head_dim": 128,
     "n_shared_experts": 2,
     "n_routed_experts": 64,
     "num_experts_per_tok": None,

@@ -30,8 +30,6 @@ DEFAULTS = {
     "n_routed_experts": 256,
     "routed_scaling_factor": 2.5,
     "q_lora_rank": 1536,
-    "v_head_dim": 128,
-    "qk_nope_head_dim": 128,
     "n_group": 8,
     "topk_group": 4,
     "num_experts_per_tok": 8,

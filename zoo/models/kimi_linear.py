@@ -9,17 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zoo.config import MLA, MLP, Config, GatedDelta, Layer, MoE, Norm
+from zoo.config import Config, GatedDelta, Norm
 from zoo.hf.keys import Keys
 from zoo.hf.table import Depthwise, Flat, Linear, Row, Same, Shaped
 from zoo.models import latent, parts, tables
 from zoo.models.family import Family
-from zoo.models.latent import LATENT
+from zoo.models.hybrid import FULL, LINEAR
 from zoo.models.tables import IN_ATTENTION, IN_LAYER
 
-LINEAR, FULL = "linear_attention", "full_attention"
+NAMES = {  # what others call keys -> what these files do
+    "max_position_embeddings": "model_max_length",
+    "n_group": "num_expert_group",
+    "n_routed_experts": "num_experts",
+    "n_shared_experts": "num_shared_experts",
+    "norm_topk_prob": "moe_renormalize",
+    "num_experts_per_tok": "num_experts_per_token",
+}
 DEFAULTS = {
-    **parts.DEFAULTS,
+    **latent.DEFAULTS,
+    **{NAMES.get(key, key): value for key, value in latent.MOE_DEFAULTS.items()},
     "vocab_size": 163840,
     "hidden_size": 2304,
     "intermediate_size": 9216,
@@ -27,18 +35,10 @@ DEFAULTS = {
     "num_hidden_layers": 27,
     "num_attention_heads": 32,
     "num_key_value_heads": None,
-    "num_shared_experts": 1,
     "num_experts": 256,
     "num_experts_per_token": 8,
-    "num_expert_group": 1,
-    "topk_group": 1,
-    "moe_renormalize": True,
     "routed_scaling_factor": 2.446,
-    "kv_lora_rank": 512,
     "q_lora_rank": None,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-    "qk_nope_head_dim": 128,
     "model_max_length": 1048576,
     "rms_norm_eps": 1e-5,
     "layer_types": None,
@@ -50,18 +50,15 @@ DEFAULTS = {
     # Keys of the released file that name what this family always does.
     "first_k_dense_replace": 1,
     "mla_use_nope": True,
-    "moe_layer_freq": 1,
     "moe_router_activation_func": "sigmoid",
-    "num_nextn_predict_layers": 0,
     "use_grouped_topk": True,
 }
-UNUSED = frozenset({"head_dim", "qk_head_dim"})  # derived
-NAMES = {  # what DeepSeek-V3 and others call keys -> this family's names
-    "max_position_embeddings": "model_max_length",
-    "n_group": "num_expert_group",
-    "norm_topk_prob": "moe_renormalize",
-    "num_experts_per_tok": "num_experts_per_token",
+SIZES = {  # in linear_attn_config -> beside it
+    "head_dim": "linear_head_dim",
+    "num_heads": "linear_num_heads",
+    "short_conv_kernel_size": "linear_conv_kernel_dim",
 }
+UNUSED = frozenset({"head_dim", "qk_head_dim"})  # derived
 
 IN_MOE = IN_LAYER + "block_sparse_moe."
 DELTA = (
@@ -77,52 +74,42 @@ DELTA = (
     Row(IN_ATTENTION + "o_norm.weight", "delta/norm/scale", Same()),
     Row(IN_ATTENTION + "o_proj.weight", "delta/o/w", Linear(ins=3)),
 )
-ROUTED = (
+FFN = (
+    *tables.FFN,
+    *tables.gated_mlp(IN_MOE, "mlp"),  # where transformers saves dense layers
     *tables.numbered_experts(IN_MOE),
     Row(IN_MOE + "gate.e_score_correction_bias", "moe/bias/b", Same()),
     *tables.shared_expert("shared_experts", IN_MOE),
 )
-DENSE_AMONG_EXPERTS = tables.gated_mlp(IN_MOE, "mlp")  # as transformers saves it
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type kimi_linear."""
-    keys = Keys(hf, DEFAULTS, UNUSED)
-    norm, act = Norm(keys.number("rms_norm_eps")), keys.activation()
-    sizes = _linear_config(keys)
-    mixers = {LINEAR: _delta(keys, sizes), FULL: latent.attention(keys, None, bias=False)}
-    dense, moe = MLP(keys.integer("intermediate_size"), act), _moe(keys)
+    keys = Keys(hf, DEFAULTS, UNUSED, NAMES)
+    eps, sizes = keys.number("rms_norm_eps"), _linear_config(keys)
+    dim, n, conv = map(sizes.integer, SIZES)
+    norm, act = Norm(eps, wide=True), keys.activation()
+    delta = GatedDelta(n, n, dim, dim, conv, act, norm, "sigmoid", decay_rank=dim, gate_rank=dim)
+    known = {LINEAR: delta, FULL: latent.attention(keys, None, bias=False)}
+    mixers = [known[kind] for kind in _mixer_kinds(keys, sizes)]
+    moe = latent.mixture(keys, "n_routed_experts", **latent.NOAUX, **latent.groups(keys))
     sparse = parts.sparse_layers(keys, keys.integer("first_k_dense_replace", 0))
-    layers = tuple(
-        Layer(mixers[kind], moe if routed else dense, norm)
-        for kind, routed in zip(_mixer_kinds(keys, sizes), sparse, strict=True)
-    )
-    return parts.decoder(keys, layers, norm, max_length=keys.integer("model_max_length"))
+    return parts.decoder(keys, latent.layers(keys, mixers, moe, sparse, Norm(eps)), Norm(eps))
 
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type kimi_linear."""
-    moe, dense = parts.ffns(cfg)
-    linear, full = (
-        {n: la.mixer for n, la in enumerate(cfg.layers, 1) if isinstance(la.mixer, kind)}
-        for kind in (GatedDelta, MLA)
-    )
+    mixers = {n: layer.mixer for n, layer in enumerate(cfg.layers, 1)}
+    linear = {n: mixer for n, mixer in mixers.items() if isinstance(mixer, GatedDelta)}
+    full = [n for n in mixers if n not in linear]
     delta = next(iter(linear.values()))
+    sizes = zip(SIZES, (delta.k_dim, delta.k_heads, delta.conv), strict=True)
     keys = {
-        **parts.common(cfg),
-        "linear_attn_config": {
-            "kda_layers": list(linear),
-            "full_attn_layers": list(full),
-            "head_dim": delta.k_dim,
-            "num_heads": delta.k_heads,
-            "short_conv_kernel_size": delta.conv,
-        },
-        "mla_use_nope": True,
-        **latent.attention_keys(next(iter(full.values()))),
-        "intermediate_size": dense.hidden,
+        **latent.keys_of(cfg),
         **latent.dense_first(cfg),
         **parts.ffn_types(cfg),
-        **latent.mixture_keys(moe, "num_experts", "num_shared_experts"),
+        "linear_attn_config": {"kda_layers": [*linear], "full_attn_layers": full, **dict(sizes)},
+        "mla_use_nope": True,
         "moe_router_activation_func": "sigmoid",
     }
     return {NAMES.get(key, key): value for key, value in keys.items()}
@@ -130,60 +117,34 @@ def to_hf(cfg: Config) -> dict:
 
 def _linear_config(keys: Keys) -> Keys:
     """linear_attn_config, which wins over keys beside it."""
-    beside = {
-        "head_dim": keys.integer("linear_head_dim"),
-        "num_heads": keys.integer("linear_num_heads"),
-        "short_conv_kernel_size": keys.integer("linear_conv_kernel_dim"),
-        "kda_layers": None,
-        "full_attn_layers": None,
-    }
+    beside = {inner: keys.integer(name) for inner, name in SIZES.items()}
     inner = {**(keys["linear_attn_config"] or {}), "model_type": f"{keys.family} linear_attn"}
-    return Keys(inner, beside)
-
-
-def _delta(keys: Keys, sizes: Keys) -> GatedDelta:
-    n, dim = sizes.integer("num_heads"), sizes.integer("head_dim")
-    norm = Norm(keys.number("rms_norm_eps"), wide=True)
-    conv = sizes.integer("short_conv_kernel_size")
-    fields = dict(act=keys.activation(), gate_act="sigmoid", decay_rank=dim, gate_rank=dim)
-    return GatedDelta(n, n, dim, dim, conv, norm=norm, **fields)
-
-
-def _moe(keys: Keys) -> MoE:
-    return latent.mixture(
-        keys, "num_experts", "num_shared_experts", "num_experts_per_token",
-        renormalize=bool(keys["moe_renormalize"]), groups=keys.integer("num_expert_group"),
-        top_groups=keys.integer("topk_group"), **latent.NOAUX,
-    )  # fmt: skip
+    return Keys(inner, {**beside, "kda_layers": None, "full_attn_layers": None})
 
 
 def _mixer_kinds(keys: Keys, sizes: Keys) -> list[str]:
     """By layer_types, else by linear_attn_config's numbers, else every fourth after the first."""
-    layers, kinds = keys.integer("num_hidden_layers"), keys["layer_types"]
+    count = keys.integer("num_hidden_layers")
+    layers = range(1, count + 1)
     linear, full = sizes["kda_layers"], sizes["full_attn_layers"]
     sizes.close()
-    if kinds is None and linear is not None and full is not None:
+    default = [FULL if n > 1 and n % 4 == 1 else LINEAR for n in layers]
+    if keys["layer_types"] is None and linear is not None and full is not None:
         named = dict.fromkeys(linear, LINEAR) | dict.fromkeys(full, FULL)
-        if named.keys() != set(range(1, layers + 1)):
-            raise keys.error("linear_attn_config", f"it must name each of layers 1 to {layers}")
-        return [named[n] for n in range(1, layers + 1)]
-    every = [FULL if i and i % 4 == 0 else LINEAR for i in range(layers)]
-    return parts.kinds(keys, "layer_types", (LINEAR, FULL), every)
+        if named.keys() != set(layers):
+            raise keys.error("linear_attn_config", f"it must name each of layers 1 to {count}")
+        default = [named[n] for n in layers]
+    return parts.kinds(keys, "layer_types", (LINEAR, FULL), default)
 
 
-def _48b() -> Config:
-    """The defaults of the config class, which names this checkpoint, and which layers are which."""
-    full = [*range(4, 27, 4), 27]
-    linear = [n for n in range(1, 28) if n not in full]
-    layers = {"linear_attn_config": {"kda_layers": linear, "full_attn_layers": full}}
-    return from_hf({"model_type": "kimi_linear", **layers})
-
+# All else is as the config class has it by default.
+_48B = [FULL if n % 4 == 0 or n == 27 else LINEAR for n in range(1, 28)]
 
 FAMILY = Family(
     model_type="kimi_linear",
     architecture="KimiLinearForCausalLM",
-    table=(*tables.TOP, *tables.NORMS, *DELTA, *LATENT, *tables.FFN, *DENSE_AMONG_EXPERTS, *ROUTED),
+    table=(*tables.TOP, *tables.NORMS, *DELTA, *latent.LATENT, *FFN),
     from_hf=from_hf,
     to_hf=to_hf,
-    presets={"kimi-linear-48b-a3b": _48b()},
+    presets={"kimi-linear-48b-a3b": from_hf({"model_type": "kimi_linear", "layer_types": _48B})},
 )

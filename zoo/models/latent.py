@@ -15,7 +15,9 @@ from zoo.models.tables import IN_ATTENTION, IN_MLP
 DEFAULTS = {
     **parts.DEFAULTS,
     "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
     "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
     "rms_norm_eps": 1e-6,
     "rope_interleave": True,
 }
@@ -100,22 +102,17 @@ def softmax_scale(rope: Rope | None, nope_dim: int) -> float | None:
 
 
 def mixture(
-    keys: Keys,
-    experts: str | None = None,
-    shared: str = "n_shared_experts",
-    chosen: str = "num_experts_per_tok",
-    **fields,
+    keys: Keys, experts: str | None = None, shared: str = "n_shared_experts", **fields
 ) -> MoE:
     """Experts in groups, beside shared ones that are one MLP of their width.
 
-    `experts`, `shared` and `chosen` are the family's keys for their numbers, `fields` those of the
-    router.
+    `experts` and `shared` are the family's keys for their numbers, `fields` those of the router.
     """
     act, bias = keys.activation(), keys.knows("mlp_bias") and bool(keys["mlp_bias"])
     hidden, beside = keys.integer("moe_intermediate_size"), keys.integer(shared)
     return MoE(
         experts=keys.integer(experts or keys.alias("n_routed_experts", "num_local_experts")),
-        top_k=keys.integer(chosen),
+        top_k=keys.integer("num_experts_per_tok"),
         hidden=hidden,
         act=act,
         scale=keys.number("routed_scaling_factor"),
@@ -156,14 +153,21 @@ def model(keys: Keys, mixers: Sequence[MLA], moe: MoE, sparse: Sequence[bool], *
     `fields` are those of sparse layers; one more of these predicts further tokens, if any does.
     """
     norm = Norm(keys.number("rms_norm_eps"))
+    found = layers(keys, mixers, moe, sparse, norm, **fields)
+    depths = keys.count(keys.alias("num_nextn_predict_layers", "num_mtp_layers"))
+    further = (Layer(mixers[0], moe, norm, **fields),) * depths
+    return parts.decoder(keys, found, norm, mtp=further)
+
+
+def layers(
+    keys: Keys, mixers: Sequence, moe: MoE, sparse: Sequence[bool], norm: Norm, **fields
+) -> tuple[Layer, ...]:
+    """The layers of `model`."""
     dense = MLP(keys.integer("intermediate_size"), keys.activation(), moe.shared.bias)
-    layers = tuple(
+    return tuple(
         Layer(mixer, moe, norm, **fields) if routed else Layer(mixer, dense, norm)
         for mixer, routed in zip(mixers, sparse, strict=True)
     )
-    depths = keys.count(keys.alias("num_nextn_predict_layers", "num_mtp_layers"))
-    further = (Layer(mixers[0], moe, norm, **fields),) * depths
-    return parts.decoder(keys, layers, norm, mtp=further)
 
 
 def first_dense(keys: Keys) -> list[bool]:
@@ -197,7 +201,7 @@ def keys_of(cfg: Config) -> dict:
     act = {"hidden_act": activation_name(dense.act)}
     return {
         **common(cfg),
-        **attention_keys(cfg.layers[0].mixer),
+        **attention_keys(next(la.mixer for la in cfg.layers if isinstance(la.mixer, MLA))),
         **(act if moe is None else mixture_keys(moe)),
         "intermediate_size": dense.hidden,
     }

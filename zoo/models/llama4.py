@@ -14,24 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zoo.config import (
-    MLP,
-    Attention,
-    Config,
-    Layer,
-    Llama3Scaling,
-    MoE,
-    Norm,
-    Rope,
-    Temperature,
-    stack_layers,
-)
-from zoo.hf.keys import Keys, activation_name, read_rope
+from zoo.config import MLP, Attention, Config, Layer, Llama3Scaling, MoE, Norm, Rope, Temperature
+from zoo.hf.keys import Keys, activation_name, read_rope, write_rope
 from zoo.hf.table import Linear, Row, Same, Split
 from zoo.models import parts, tables
 from zoo.models.family import Family, Wrapper
-from zoo.models.parts import common, decoder
-from zoo.models.tables import IN_LAYER
 
 DEFAULTS = {
     **parts.DEFAULTS,
@@ -65,7 +52,7 @@ KINDS = ("chunked_attention", "full_attention")
 ROUTER = dict(score="sigmoid", renormalize=False, weigh_input=True)  # as fields of `MoE`
 SIZES = "num_local_experts", "intermediate_size"
 
-IN_FFN = IN_LAYER + "feed_forward."
+IN_FFN = tables.IN_LAYER + "feed_forward."
 FFN = (
     *tables.gated_mlp(IN_FFN, "mlp"),
     Row(IN_FFN + "router.weight", "moe/router/w", Linear()),
@@ -78,24 +65,19 @@ FFN = (
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type llama4_text."""
     keys = Keys(hf, DEFAULTS, UNUSED)
-    norm, count = Norm(keys.number("rms_norm_eps")), keys.integer("num_hidden_layers")
-    every, step = (keys.integer(k) for k in ("no_rope_layer_interval", "interleave_moe_layer_step"))
-    keys.agree("nope_layer_interval", every, "other keys")
-    turned = keys["no_rope_layers"] or [int((i + 1) % every != 0) for i in range(count)]
-    if len(turned) < count:
-        raise keys.error("no_rope_layers", f"it must have an entry for each of {count} layers")
-    default = [KINDS[0] if on else KINDS[1] for on in turned[:count]]
-    kinds = parts.kinds(keys, "layer_types", KINDS, default)
-    sparse = keys["moe_layers"]
-    sparse = range(step - 1, count, step) if sparse is None else sparse
+    norm, step = Norm(keys.number("rms_norm_eps")), keys.integer("interleave_moe_layer_step")
+    keys.agree("nope_layer_interval", keys.integer("no_rope_layer_interval"), "other keys")
+    turned, sparse = parts.turned(keys, keys["no_rope_layers"] or None), keys["moe_layers"]
+    kinds = parts.kinds(keys, "layer_types", KINDS, [KINDS[0] if on else KINDS[1] for on in turned])
+    sparse = range(step - 1, len(kinds), step) if sparse is None else sparse
     shared = MLP(keys.integer("intermediate_size"), keys.activation())
     moe = parts.experts(keys, *SIZES, other=None, shared=shared, **ROUTER)
     dense = MLP(keys.integer("intermediate_size_mlp"), keys.activation())
     layers = tuple(
-        Layer(_attention(keys, bool(on), kind == KINDS[0]), moe if i in sparse else dense, norm)
-        for i, (on, kind) in enumerate(zip(turned, kinds, strict=False))
+        Layer(_attention(keys, on, kind == KINDS[0]), moe if i in sparse else dense, norm)
+        for i, (on, kind) in enumerate(zip(turned, kinds, strict=True))
     )
-    return decoder(keys, layers, norm)
+    return parts.decoder(keys, layers, norm)
 
 
 def to_hf(cfg: Config) -> dict:
@@ -103,10 +85,10 @@ def to_hf(cfg: Config) -> dict:
     mixers, ffns = [la.mixer for la in cfg.layers], [la.ffn for la in cfg.layers]
     turned = next(a for a in mixers if a.rope is not None)
     keys = {
-        **common(cfg),
+        **parts.common(cfg),
         **parts.heads(turned),
         "use_qk_norm": turned.qk_norm is not None,
-        "no_rope_layers": [int(a.rope is not None) for a in mixers],
+        **parts.write_turned(cfg),
         "layer_types": [KINDS[a.chunk is None] for a in mixers],
         "attention_chunk_size": next((a.chunk for a in mixers if a.chunk is not None), 8192),
         "attn_temperature_tuning": any(a.temperature is not None for a in mixers),
@@ -135,21 +117,12 @@ def _attention(keys: Keys, turned: bool, chunked: bool) -> Attention:
     return parts.attention(keys, keys["attention_bias"], chunk=chunk, **fields)
 
 
-def _preset(experts: int, step: int, scaling: Llama3Scaling | None, normed: bool, length: int):
-    norm = Norm(1e-5)
-    turned = Attention(
-        40, 8, 128, Rope(128, 5e5, interleaved=True, scaling=scaling, wide=True), chunk=8192,
-        qk_norm=Norm(1e-5, scaled=False) if normed else None, norm_after_rope=normed,
-    )  # fmt: skip
-    still = Attention(40, 8, 128, None, temperature=Temperature(0.1, 8192, 1))
-    moe = MoE(experts, 1, 8192, shared=MLP(8192), **ROUTER)
-    pattern = tuple(
-        Layer(still if (i + 1) % 4 == 0 else turned, MLP(16384) if (i + 1) % step else moe, norm)
-        for i in range(4)
-    )
-    stacks = stack_layers(pattern * 12)
-    return Config(202048, 5120, stacks, norm, max_length=length, family="llama4_text")
+def _preset(**released) -> Config:
+    """What a release says that the config class does not have by default."""
+    return from_hf({"model_type": "llama4_text", **released})
 
+
+_ROPE = Rope(128, 5e5, scaling=Llama3Scaling(16.0, 1.0, 1.0, 8192))
 
 FAMILY = Family(
     model_type="llama4_text",
@@ -158,17 +131,18 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
-        "llama-4-scout": _preset(16, 1, Llama3Scaling(16.0, 1.0, 1.0, 8192), True, 10485760),
-        "llama-4-maverick": _preset(128, 2, None, False, 1048576),
+        "llama-4-scout": _preset(max_position_embeddings=10485760, **write_rope(_ROPE)),
+        "llama-4-maverick": _preset(
+            max_position_embeddings=1048576, num_local_experts=128, interleave_moe_layer_step=2,
+            use_qk_norm=False,
+        ),
     },
-)
+)  # fmt: skip
 WRAPPER = Wrapper(
     model_type="llama4",
     architecture="Llama4ForConditionalGeneration",
     families=("llama4_text",),
     prefixes=({"model.": "language_model.model.", "lm_head.": "language_model.lm_head."},),
     extras=(r"vision_model\..*", r"multi_modal_projector\..*"),
-    keys=frozenset({
-        "vision_config", "boi_token_index", "eoi_token_index", "image_token_index",
-    }),
-)  # fmt: skip
+    keys=frozenset({"vision_config", "boi_token_index", "eoi_token_index", "image_token_index"}),
+)

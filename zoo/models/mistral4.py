@@ -42,7 +42,6 @@ DEFAULTS = {
     "routed_scaling_factor": 1.0,
     "kv_lora_rank": 256,
     "q_lora_rank": 1024,
-    "v_head_dim": 128,
     "qk_nope_head_dim": 64,
     "n_group": 1,
     "topk_group": 1,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys, activation_name, read_rope, write_rope
 
@@ -15,6 +17,11 @@ DEFAULTS = {
     "attention_dropout": 0.0,
 }
 """What most config classes agree on."""
+
+
+def float32s(*decimals: float) -> tuple[float, ...]:
+    """Decimals as in configs whose numbers once were float32: 1.02 -> 1.0199999809265137."""
+    return tuple(map(float, np.float32(decimals)))
 
 
 def one_predictor(keys: Keys, number: str, layer: Callable[[], Layer]) -> tuple[Layer, ...]:
@@ -86,6 +93,21 @@ def unturned(keys: Keys, windows: Sequence[int | None], **fields) -> list[Attent
         attention(keys, rope=rope if window or alone else None, window=window, **fields)
         for window in windows
     ]
+
+
+def turned(keys: Keys, given: Sequence[int] | None) -> list[bool]:
+    """Whether each layer has positions: `given` (no_rope_layers) says 1 where it has, despite its
+    name; where it is None, all have but each no_rope_layer_interval-th.
+
+    Raises:
+        ValueError: `given` does not reach the last layer.
+    """
+    layers, period = keys.integer("num_hidden_layers"), keys.integer("no_rope_layer_interval")
+    if given is None:
+        return [i % period != 0 for i in range(1, layers + 1)]
+    if len(given) < layers:
+        raise keys.error("no_rope_layers", f"it must have an entry for each of {layers} layers")
+    return [bool(turn) for turn in given[:layers]]
 
 
 def experts(
@@ -291,6 +313,11 @@ def write_first_rope(cfg: Config) -> dict:
     ropes = (layer.mixer.rope for layer in cfg.layers)
     rope = next(filter(None, ropes), None)
     return {} if rope is None else write_rope(rope)
+
+
+def write_turned(cfg: Config) -> dict:
+    """The config key of `turned`."""
+    return {"no_rope_layers": [int(layer.mixer.rope is not None) for layer in cfg.layers]}
 
 
 def ffn_types(cfg: Config) -> dict:

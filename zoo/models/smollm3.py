@@ -43,7 +43,7 @@ def from_hf(hf: Mapping) -> Config:
     keys = Keys(hf, DEFAULTS, UNUSED)
     norm, bias = Norm(keys.number("rms_norm_eps")), keys["attention_bias"]
     ffn = MLP(keys.integer("intermediate_size"), keys.activation(), bool(keys["mlp_bias"]))
-    turned, rope = _turned(keys), read_rope(keys, parts.head_dim(keys))
+    turned, rope = parts.turned(keys, keys["no_rope_layers"]), read_rope(keys, parts.head_dim(keys))
     on = bool(keys["use_sliding_window"] and keys["sliding_window"])
     kinds = ["sliding_attention" if on and not turn else "full_attention" for turn in turned]
     mixers = (
@@ -61,19 +61,8 @@ def to_hf(cfg: Config) -> dict:
         **parts.write_first_rope(cfg),
         **windows,
         "use_sliding_window": windows["sliding_window"] is not None,
-        "no_rope_layers": [int(layer.mixer.rope is not None) for layer in cfg.layers],
+        **parts.write_turned(cfg),
     }
-
-
-def _turned(keys: Keys) -> list[bool]:
-    """Whether each layer has positions: no_rope_layers says 1 where it has, despite its name."""
-    layers, period = keys.integer("num_hidden_layers"), keys.integer("no_rope_layer_interval")
-    given = keys["no_rope_layers"]
-    if given is None:
-        return [(i + 1) % period != 0 for i in range(layers)]
-    if len(given) != layers:
-        raise keys.error("no_rope_layers", f"it must have all {layers} layers")
-    return [bool(turn) for turn in given]
 
 
 def _preset(layers, d, n, k, f) -> Config:

@@ -22,8 +22,6 @@ DEFAULTS = {
     "num_attention_heads": 16,
     "num_key_value_heads": 16,
     "q_lora_rank": 1536,
-    "v_head_dim": 128,
-    "qk_nope_head_dim": 128,
     "max_position_embeddings": 131072,
     "tie_word_embeddings": True,
     "mlp_bias": False,
