@@ -17,11 +17,12 @@ reference = pytest.importorskip(
     "tests.parity.reference", reason="live parity needs torch and transformers"
 )
 FUSED = (
-    "ernie4_5_moe", "exaone_moe", "flint", "glm4_moe", "hy_v3", "kolibri1", "laguna", "mellum",
-    "mimo_v2_flash", "minimax_m2", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "solar_open",
+    "dots1", "ernie4_5_moe", "exaone_moe", "flint", "glm4_moe", "granitemoe", "hy_v3", "kolibri1",
+    "laguna", "mellum", "mimo_v2_flash", "minimax_m2", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe",
+    "solar_open",
 )  # fmt: skip
 # Those with a softmax: the reference takes one of MiniMax-M2 too, whose router has sigmoids.
-BALANCED = ("ernie4_5_moe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
+BALANCED = ("ernie4_5_moe", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -13,27 +13,13 @@ from collections.abc import Mapping
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
 from zoo.hf.keys import Keys
 from zoo.hf.table import Row, Same
-from zoo.models import parts, tables
+from zoo.models import exaone4, parts, tables
 from zoo.models.family import INV_FREQ, Family
 from zoo.models.glm4_moe import MOE_DEFAULTS, ROUTED, ROUTER, mixture, mixture_keys
 from zoo.models.parts import FULL, LOCAL, common, decoder
 
 DEFAULTS = {
-    "vocab_size": 102400,
-    "hidden_size": 4096,
-    "intermediate_size": 16384,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "head_dim": None,
-    "hidden_act": "silu",
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "attention_dropout": 0.0,
-    "sliding_window": 4096,
-    "sliding_window_pattern": 4,
-    "layer_types": None,
+    **exaone4.DEFAULTS,
     "mlp_layer_types": None,
     "first_k_dense_replace": 1,
     "moe_intermediate_size": 1024,
@@ -63,7 +49,7 @@ def from_hf(hf: Mapping) -> Config:
         mixers = parts.unturned(keys, windows, qkv_bias=False, qk_norm=norm)
         return tuple(Layer(*each, norm) for each in zip(mixers, ffns, strict=True))
 
-    found = parts.layer_windows(keys, _kinds(keys))
+    found = parts.layer_windows(keys, exaone4.kinds(keys))
     sparse = parts.sparse_layers(keys, keys.integer("first_k_dense_replace", 0))
     keys.agree("sliding_windows", [window or 0 for window in found], "layer_types")
     keys.agree("is_moe_layer", sparse, "mlp_layer_types or first_k_dense_replace")
@@ -87,18 +73,6 @@ def to_hf(cfg: Config) -> dict:
         **mixture_keys(moe, "num_experts", "num_shared_experts"),
         **_predictor_keys(cfg),
     }
-
-
-def _kinds(keys: Keys) -> list[str]:
-    """Kinds of layers by sliding_window_pattern: a period, or a letter per layer of it."""
-    pattern, layers = keys["sliding_window_pattern"], keys.integer("num_hidden_layers")
-    if keys["sliding_window"] is None:
-        return [FULL] * layers
-    if isinstance(pattern, int):
-        return parts.every(keys.integer("sliding_window_pattern"), keys)
-    if isinstance(pattern, str) and pattern and set(pattern) <= {"L", "G"}:
-        return [LOCAL if pattern[i % len(pattern)] == "L" else FULL for i in range(layers)]
-    raise keys.error("sliding_window_pattern", "it is a period as a number, or letters L and G")
 
 
 def _predictor_window(keys: Keys) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
+from zoo.config import MLP, Attention, Config, Layer, Norm, Placement, Rope, stack_layers
 from zoo.hf.keys import Keys, read_rope
 from zoo.hf.table import Row, Same
 from zoo.models import tables
@@ -42,11 +42,16 @@ NORMS = (
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type glm4."""
+    return read(hf, "sandwich")
+
+
+def read(hf: Mapping, placement: Placement) -> Config:
+    """Reads a config of GLM-4, with norms where the family has them."""
     keys = Keys(hf, DEFAULTS)
     norm = Norm(keys.number("rms_norm_eps"))
     mixer = attention(keys, rope=read_rope(keys, head_dim(keys), interleaved=True, partial=True))
     ffn = MLP(keys.integer("intermediate_size"), keys.activation())
-    layer = Layer(mixer, ffn, norm, "sandwich")
+    layer = Layer(mixer, ffn, norm, placement)
     return decoder(keys, (layer,) * keys.integer("num_hidden_layers"), norm)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zoo.config import MLP, Attention, Config, Layer, Norm, Placement, Rope, stack_layers
+from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Placement, Rope, stack_layers
 from zoo.hf.keys import Keys
 from zoo.models import llama, parts, tables
 from zoo.models.family import Family
@@ -41,11 +41,19 @@ def scaled_attention(keys: Keys, **fields) -> Attention:
 
 
 def multiplied(
-    keys: Keys, mixers: tuple[Attention, ...], logit_scale: float, placement: Placement = "pre"
+    keys: Keys,
+    mixers: tuple[Attention, ...],
+    logit_scale: float,
+    placement: Placement = "pre",
+    ffn: MLP | MoE | None = None,
 ) -> Config:
-    """The decoder of these mixers and of the multipliers; closes `keys`."""
+    """The decoder of these mixers and of the multipliers; closes `keys`.
+
+    `ffn` is None for the MLP of the config.
+    """
     norm = Norm(keys.number("rms_norm_eps"))
-    ffn = MLP(keys.integer("intermediate_size"), keys.activation(), bool(keys["mlp_bias"]))
+    if ffn is None:
+        ffn = MLP(keys.integer("intermediate_size"), keys.activation(), bool(keys["mlp_bias"]))
     added = keys.number("residual_multiplier")
     layers = tuple(Layer(mixer, ffn, norm, placement, residual_scale=added) for mixer in mixers)
     return parts.decoder(
@@ -62,6 +70,14 @@ def write_multiplied(cfg: Config) -> dict:
         **parts.heads(layer.mixer),
         **parts.dense(layer.ffn),
         "mlp_bias": layer.ffn.bias,
+        **write_multipliers(cfg),
+    }
+
+
+def write_multipliers(cfg: Config) -> dict:
+    """The config keys of the multipliers, except logits_scaling."""
+    layer = cfg.layers[0]
+    return {
         "embedding_multiplier": cfg.embed_scale,
         "residual_multiplier": layer.residual_scale,
         "attention_multiplier": layer.mixer.scale,

@@ -45,11 +45,9 @@ ROUTER = dict(score="sparsemixer", renormalize=False)  # as fields of `MoE`
 IN_MOE = tables.IN_LAYER + "block_sparse_moe."
 TABLE = (
     *tables.TOP,
-    Row("model.norm.bias", "final_norm/b", Same()),
     Row("lm_head.bias", "head/b", Same()),
     *tables.NORMS,
-    Row(tables.IN_LAYER + "input_layernorm.bias", "attn_norm/b", Same()),
-    Row(tables.IN_LAYER + "post_attention_layernorm.bias", "ffn_norm/b", Same()),
+    *tables.NORM_BIASES,
     *tables.ATTENTION,
     *tables.numbered_experts(IN_MOE),
 )

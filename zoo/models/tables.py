@@ -16,6 +16,11 @@ NORMS = (
     Row(IN_LAYER + "input_layernorm.weight", "attn_norm/scale", Same()),
     Row(IN_LAYER + "post_attention_layernorm.weight", "ffn_norm/scale", Same()),
 )
+NORM_BIASES = (  # of LayerNorms
+    Row("model.norm.bias", "final_norm/b", Same()),
+    Row(IN_LAYER + "input_layernorm.bias", "attn_norm/b", Same()),
+    Row(IN_LAYER + "post_attention_layernorm.bias", "ffn_norm/b", Same()),
+)
 ATTENTION = (
     Row(IN_ATTENTION + "q_proj.weight", "attn/q/w", Linear()),
     Row(IN_ATTENTION + "k_proj.weight", "attn/k/w", Linear()),

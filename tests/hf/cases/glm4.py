@@ -1,4 +1,4 @@
-"""GLM-4-0414."""
+"""GLM-4 and GLM-4-0414."""
 
 from tests.hf.cases.shared import SMALL
 
@@ -16,6 +16,12 @@ CASES = {
         },
     ),
 }
-GOLDEN = {"glm4": dict(dtype="bfloat16")}
+CASES["glm"] = ("Glm", {**GLM4, "num_hidden_layers": 3})
+GOLDEN = {"glm4": dict(dtype="bfloat16"), "glm": dict(dtype="bfloat16")}
 # The sizes of the repositories' files.
-PUBLISHED = {"glm-4-9b-0414": (9.4, None), "glm-4-32b-0414": (32.57, None)}
+PUBLISHED = {
+    "glm-4-9b-chat": (9.4, None),
+    "glm-4-9b-chat-1m": (9.48, None),
+    "glm-4-9b-0414": (9.4, None),
+    "glm-4-32b-0414": (32.57, None),
+}

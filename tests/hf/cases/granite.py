@@ -1,4 +1,4 @@
-"""Granite, Granite SWA and HyperCLOVA X."""
+"""Granite, Granite SWA, Granite with experts and HyperCLOVA X."""
 
 from tests.hf.cases.shared import SMALL, drop
 
@@ -22,6 +22,15 @@ CASES = {
             "layer_rope_theta": [0, 10_000.0, 500.0],
         },
     ),
+    "granitemoe": (
+        "GraniteMoe",
+        {
+            **PLAIN,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "experts_implementation": "eager",
+        },
+    ),
     "hyperclovax": ("HyperCLOVAX", {**SMALL, **MULTIPLIERS, "tie_word_embeddings": True}),
     "hyperclovax_pre_norms": (
         "HyperCLOVAX",
@@ -38,11 +47,14 @@ CASES = {
 GOLDEN = {
     "granite": dict(dtype="bfloat16"),
     "granite_swa": dict(dtype="float32"),
+    "granitemoe": dict(dtype="bfloat16"),
     "hyperclovax": dict(dtype="bfloat16"),
 }
 # Granite 3.3's and 4.1's cards, and the safetensors sizes of their repos.
 PUBLISHED = {
     "hyperclovax-think-14b": (14.74, None),  # its card
+    "granite-3.0-1b-a400m": (1.33, None),
+    "granite-3.1-1b-a400m": (1.33, None),
     "granite-3.3-2b": (2.53, None),
     "granite-3.3-8b": (8.17, None),
     "granite-4.1-3b": (3.4, None),
