@@ -87,6 +87,10 @@ _K25_YARN = YarnScaling(64.0, 4096, 32.0, 1.0, 1.0, 1.0)
 _V3 = _preset(129280, 128, 3, 1e4, 163840, _V3_YARN, _moe(256, 2.5, 8, 4), 1)
 _K2 = _preset(163840, 64, 1, 5e4, 131072, _K2_YARN, _moe(384, 2.827, 1, 1), 0)
 _K2_LONG = _preset(163840, 64, 1, 5e4, 262144, _K2_LONG_YARN, _moe(384, 2.827, 1, 1), 0)
+# Its eps and factor are those of a config for Megatron.
+_K2_THINKING = _preset(
+    163840, 64, 1, 5e4, 262144, _K2_LONG_YARN, _moe(384, 2.827, 1, 1), 0, eps=1e-5
+)
 _K25 = _preset(163840, 64, 1, 5e4, 262144, _K25_YARN, _moe(384, 2.827, 1, 1), 0, eps=1e-5)
 
 FAMILY = Family(
@@ -105,7 +109,7 @@ FAMILY = Family(
         "moonlight-16b-a3b": _moonlight(),
         "kimi-k2": _K2,
         "kimi-k2-0905": _K2_LONG,
-        "kimi-k2-thinking": _K2_LONG,  # from memory: that its rotation is 0905's
+        "kimi-k2-thinking": _K2_THINKING,  # from memory: YaRN's betas, which are 0905's
         "kimi-k2.5": _K25,
         "kimi-k2.6": _K25,
         "kimi-k2.7-code": _K25,

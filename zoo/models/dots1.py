@@ -55,7 +55,11 @@ def from_hf(hf: Mapping) -> Config:
         parts.attention(keys, keys["attention_bias"], qk_norm=norm, window=window)
         for window in parts.layer_windows(keys, kinds)
     ]
-    moe = latent.mixture(keys, **latent.NOAUX, **latent.groups(keys))
+    groups, top_groups = keys.count("n_group") or 1, keys.count("topk_group") or 1
+    moe = latent.mixture(
+        keys, renormalize=bool(keys["norm_topk_prob"]), groups=groups, top_groups=top_groups,
+        **latent.NOAUX,
+    )  # fmt: skip
     found = latent.layers(keys, mixers, moe, latent.first_dense(keys), norm)
     return parts.decoder(keys, found, norm)
 

@@ -8,13 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
+from zoo.hf.keys import Keys
 from zoo.models import glm4, tables
 from zoo.models.family import Family
+
+DEFAULTS = glm4.DEFAULTS | {  # what was left over when the released files were converted
+    "apply_residual_connection_post_layernorm": False,
+    "linear_bias": False,
+    "post_layer_norm": True,
+    "resid_pdrop": 0.0,
+    "use_rms_norm": True,
+}
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type glm."""
-    return glm4.read(hf, "pre")
+    return glm4.read(Keys(hf, DEFAULTS), "pre")
 
 
 def _preset(kv_heads, theta, length) -> Config:

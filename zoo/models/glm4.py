@@ -42,12 +42,11 @@ NORMS = (
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type glm4."""
-    return read(hf, "sandwich")
+    return read(Keys(hf, DEFAULTS), "sandwich")
 
 
-def read(hf: Mapping, placement: Placement) -> Config:
+def read(keys: Keys, placement: Placement) -> Config:
     """Reads a config of GLM-4, with norms where the family has them."""
-    keys = Keys(hf, DEFAULTS)
     norm = Norm(keys.number("rms_norm_eps"))
     mixer = attention(keys, rope=read_rope(keys, head_dim(keys), interleaved=True, partial=True))
     ffn = MLP(keys.integer("intermediate_size"), keys.activation())

@@ -74,7 +74,6 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
-        # from memory: the length of 1b
         "olmo-2-1b": _preset(16, 2048, 16, 16, 8192),
         "olmo-2-7b": _preset(32, 4096, 32, 32, 11008),
         "olmo-2-13b": _preset(40, 5120, 40, 40, 13824),

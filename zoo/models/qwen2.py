@@ -90,7 +90,7 @@ FAMILY = Family(
         "qwq-32b": _preset(**_32B, length=40960),
         "deepseek-r1-distill-qwen-1.5b": _preset(28, 1536, 12, 2, 8960, theta=1e4, vocab=151936),
         "deepseek-r1-distill-qwen-7b": _preset(28, 3584, 28, 4, 18944, theta=1e4),
-        # a GGUF of a 14B says theta, length and eps; from memory: theta of the 32B
+        # GGUFs of a 14B and of a 32B say theta and length, and that of the 14B eps
         "deepseek-r1-distill-qwen-14b": _preset(**_14B),
         "deepseek-r1-distill-qwen-32b": _preset(**_32B),
     },

@@ -108,7 +108,6 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     presets={
-        # from memory: 2b; its parameter count is near its name
         "qwen3.5-0.8b": _dense(24, 1024, 8, 2, 16, 3584, tied=True),
         "qwen3.5-2b": _dense(24, 2048, 8, 2, 16, 6144, tied=True),
         "qwen3.5-4b": _dense(32, 2560, 16, 4, 32, 9216, tied=True),

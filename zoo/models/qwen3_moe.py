@@ -38,6 +38,7 @@ DEFAULTS = {
     # In released files; the class takes them for granted.
     "qkv_bias": False,
     "shared_expert_intermediate_size": 0,
+    "shared_experts_intermediate_size": 0,  # so in Qwen3-Coder-30B-A3B
     "use_qk_norm": True,
 }
 UNUSED = frozenset({"max_window_layers"})  # in released files; the class has no such key
@@ -97,7 +98,7 @@ FAMILY = Family(
         "qwen3-235b-a22b": _preset(94, 4096, 64, 4, 1536, 128, 1e6, 40960),
         "qwen3-30b-a3b-2507": _30B_LONG,
         "qwen3-235b-a22b-2507": _preset(94, 4096, 64, 4, 1536, 128, 5e6, 262144),
-        "qwen3-coder-30b-a3b": _30B_LONG,  # from memory: that it has the sizes of 2507
+        "qwen3-coder-30b-a3b": _30B_LONG,
         "qwen3-coder-480b-a35b": _preset(62, 6144, 96, 8, 2560, 160, 1e7, 262144),
     },
 )
