@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.hf.cases import PUBLISHED
@@ -32,3 +34,11 @@ def test_unknown_preset():
         models.config("llama-2-8b")
     with pytest.raises(ValueError, match=r"no preset 'x': zoo.presets\(\) and `zoo list` have all"):
         models.config("x")
+
+
+def test_families_are_small():
+    """A family is one file of data, at most 150 lines of it (what families share is apart)."""
+    shared = {"__init__", "family", "hybrid", "latent", "parts", "tables"}
+    found = [path for path in Path(models.__file__).parent.glob("*.py") if path.stem not in shared]
+    lines = {path.name: len(path.read_text().splitlines()) for path in found}
+    assert {name: n for name, n in lines.items() if n > 150} == {}
