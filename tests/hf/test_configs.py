@@ -168,6 +168,12 @@ def test_a_value_of_another_kind_is_refused_by_name():
                 models.config_from_hf({**hf, key: wrong})
 
 
+@pytest.mark.parametrize("name", ["granite-3.3-8b", "granite-3.1-1b-a400m", "seed-oss-36b"])
+def test_dropout_of_families_whose_files_have_it_changes_nothing(name):
+    cfg = models.config(name)
+    assert models.config_from_hf({**models.config_to_hf(cfg), "attention_dropout": 0.1}) == cfg
+
+
 def test_absent_keys_take_the_class_default():
     cfg = models.config_from_hf({"model_type": "llama"})
     assert models.config_to_hf(cfg) == models.config_to_hf(models.config("llama-2-7b")) | {

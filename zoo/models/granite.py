@@ -2,6 +2,7 @@
 
 Differs from Llama by four multipliers (muP, arXiv:2203.03466): of the embeddings, of what each part
 adds to the residual stream, of the scores instead of head_dim**-0.5, and a divisor of the logits.
+Some files have dropout for training, which nothing here applies.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ DEFAULTS = {
     "residual_multiplier": 1.0,
     "attention_multiplier": 1.0,
 }
+UNUSED = frozenset({"attention_dropout"})
 
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type granite."""
-    keys = Keys(hf, DEFAULTS)
+    keys = Keys(hf, DEFAULTS, UNUSED)
     mixers = (scaled_attention(keys),) * keys.integer("num_hidden_layers")
     return multiplied(keys, mixers, logit_scale=1 / keys.number("logits_scaling"))
 

@@ -39,7 +39,7 @@ EXPERTS = tuple(
 
 def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type granitemoe."""
-    keys = Keys(hf, DEFAULTS)
+    keys = Keys(hf, DEFAULTS, granite.UNUSED)
     mixers = (granite.scaled_attention(keys),) * keys.integer("num_hidden_layers")
     moe = parts.experts(keys, *SIZES, other=None)
     return granite.multiplied(keys, mixers, 1 / keys.number("logits_scaling"), ffn=moe)
