@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.waiting import until
 from zoo.hf import safetensors
 from zoo.hf.safetensors import DTYPES, File, SafetensorsError, Spec, layout, write
 
@@ -124,3 +127,32 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 
 def test_header_limit_is_the_reference_librarys():
     assert safetensors.MAX_HEADER_BYTES == 100_000_000
+
+
+def test_the_disk_works_while_a_file_is_made_and_its_errors_are_told(tmp_path, monkeypatch):
+    """Linux tells an error once: at the sync that met it, and not at the last one again."""
+    monkeypatch.setattr(safetensors, "SYNCED", 1)
+    arrays = [np.full((4, 4), i, np.float32) for i in range(3)]
+    specs = layout(Spec(f"x{i}", np.dtype(np.float32), (4, 4)) for i in range(3))
+    synced = []
+
+    def until_synced():
+        yield arrays[0]
+        until(lambda: len(synced), lambda count: count == 1)
+        yield from arrays[1:]
+
+    monkeypatch.setattr(os, "fsync", synced.append)
+    write(tmp_path / "a", specs, until_synced())
+    assert len(synced) > 1
+    assert [File(tmp_path / "a")[s.name][0, 0] for s in specs] == [0, 1, 2]
+
+    def failing(descriptor):
+        synced.append(descriptor)
+        if len(synced) == 1:
+            raise OSError(errno.ENOSPC, "no space")
+
+    synced.clear()
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="no space"):
+        write(tmp_path / "b", specs, until_synced())
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -16,6 +16,7 @@ import mmap
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import ml_dtypes
 import numpy as np
 
 MAX_HEADER_BYTES = 100_000_000  # the reference library's limit
+SYNCED = 1 << 26  # bytes written after which the disk may begin
 
 # In the order of the reference library's enum, which is the order (reversed) of tensors in a file.
 DTYPES: dict[str, np.dtype] = {
@@ -141,6 +143,8 @@ def write(
 ) -> None:
     """Writes a file under a temporary name in the same folder, then renames it.
 
+    A large one goes to the disk while more of it is made.
+
     Args:
         path: the file to make or to replace.
         specs: tensors in the order of their bytes, as `layout` or a `File` gives them.
@@ -156,13 +160,21 @@ def write(
 
     def body(f):
         f.write(header(specs, metadata) if header_bytes is None else header_bytes)
-        for spec, array in zip(specs, arrays, strict=True):
-            if array.shape != spec.shape or array.dtype != spec.dtype:
-                raise ValueError(
-                    f"{spec.name} is {array.dtype}{list(array.shape)}, "
-                    f"announced as {spec.dtype}{list(spec.shape)}"
-                )
-            f.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        with ThreadPoolExecutor(1) as pool:
+            syncs, since = [], 0
+            for spec, array in zip(specs, arrays, strict=True):
+                if array.shape != spec.shape or array.dtype != spec.dtype:
+                    raise ValueError(
+                        f"{spec.name} is {array.dtype}{list(array.shape)}, "
+                        f"announced as {spec.dtype}{list(spec.shape)}"
+                    )
+                f.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+                since += spec.nbytes
+                if since >= SYNCED and all(sync.done() for sync in syncs):
+                    syncs.append(pool.submit(os.fsync, f.fileno()))
+                    since = 0
+            for sync in syncs:
+                sync.result()  # what failed is told once, and not again at the end
 
     write_atomically(path, body)
 

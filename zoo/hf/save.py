@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -31,7 +32,9 @@ from zoo.models import storage
 from zoo.models.family import Storage
 from zoo.quantized import Quantized, is_quantized
 
+T = TypeVar("T")
 SHARD_BYTES = 5_000_000_000
+PIECE = 1 << 21  # bytes that a thread copies at a time
 
 
 @dataclass(frozen=True)
@@ -137,18 +140,32 @@ class _Values:
         self.rows: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
 
     def arrays(self, specs: tuple[Spec, ...]) -> Iterator[np.ndarray]:
-        """Each tensor in turn, in one buffer that the next one overwrites."""
-        buffer = strided.empty((max((s.nbytes for s in specs), default=0),), np.dtype(np.uint8))
-        for spec in specs:
-            tensor = self.tensors.get(spec.name)
-            if tensor is None:
-                yield self.source[spec.name]
-                self.source.places[spec.name].release(spec.name)
-                continue
-            out = buffer[: spec.nbytes].view(spec.dtype).reshape(spec.shape)
-            for view, part in zip(tensor.views(out), tensor.parts, strict=True):
-                strided.copy(view, self._part(part.path, part.at))
-            yield out
+        """Each tensor in turn, in one of two buffers: while one is written, the next is filled."""
+        sizes = [max((s.nbytes for s in specs[k::2]), default=0) for k in range(2)]
+        buffers = [strided.empty((size,), np.dtype(np.uint8)) for size in sizes]
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            filling = (self._fill(s, buffers[i % 2], pool) for i, s in enumerate(specs))
+            for spec, (array, copies) in zip(specs, _one_ahead(filling), strict=True):
+                for copy in copies:
+                    copy.result()
+                yield array
+                if spec.name not in self.tensors:
+                    self.source.places[spec.name].release(spec.name)
+
+    def _fill(
+        self, spec: Spec, buffer: np.ndarray, pool: Executor
+    ) -> tuple[np.ndarray, list[Future]]:
+        """A tensor, and what has to be done before it is one."""
+        tensor = self.tensors.get(spec.name)
+        if tensor is None:
+            return self.source[spec.name], []
+        out = buffer[: spec.nbytes].view(spec.dtype).reshape(spec.shape)
+        pairs = (
+            pair
+            for view, part in zip(tensor.views(out), tensor.parts, strict=True)
+            for pair in strided.pieces(view, self._part(part.path, part.at), PIECE)
+        )
+        return out, [pool.submit(strided.copy, *pair) for pair in pairs]
 
     def _part(self, path: str, at: tuple[int, ...]) -> np.ndarray:
         """A part of a parameter on the host; one row of each parameter is kept for its experts."""
@@ -160,6 +177,16 @@ class _Values:
             part = value[row] if row or isinstance(value, Sum) else value
             self.rows[path] = (row, hosts.gathered(part))
         return self.rows[path][1][at[1:]]
+
+
+def _one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same, each once the one after it is there."""
+    items = iter(items)
+    for first in items:
+        for item in items:
+            yield first
+            first = item
+        yield first
 
 
 def _on_cpu(value: jax.Array | Sum) -> bool:
