@@ -23,7 +23,7 @@ from zoo.cache import Cache, advanced, slots
 from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, Stack
 from zoo.delta import GatedDeltaNet
 from zoo.gqa import GroupedQueryAttention
-from zoo.layers import Embed, GatedMLP, Linear, Normalize, is_one_row, precision, project
+from zoo.layers import Embed, GatedMLP, Linear, Normalize, precision
 from zoo.mla import LatentAttention
 from zoo.moe import MixtureOfExperts, MoEStats
 
@@ -331,13 +331,10 @@ class Decoder(nn.Module):
         """dtype[B, T, D] after the final norm -> f32[B, T, V]."""
         cfg = self.cfg
         w = self.embed.table.T if cfg.tie_embeddings else self.head.array(hidden)
-        if is_one_row(hidden) and self.dtype == jnp.float32 and not cfg.tie_embeddings:
-            logits = project(hidden, w, self.dtype)
-        else:
-            logits = jax.lax.dot_general(
-                hidden, w.astype(self.dtype), (((hidden.ndim - 1,), (0,)), ((), ())),
-                precision=precision(self.dtype), preferred_element_type=jnp.float32,
-            )  # fmt: skip
+        logits = jax.lax.dot_general(
+            hidden, w.astype(self.dtype), (((hidden.ndim - 1,), (0,)), ((), ())),
+            precision=precision(self.dtype), preferred_element_type=jnp.float32,
+        )  # fmt: skip
         if cfg.head_bias:
             logits = logits + self.head.b.astype(jnp.float32)
         if cfg.logit_scale != 1.0:

@@ -106,15 +106,14 @@ def project(x: jax.Array, w: jax.Array, dtype: jnp.dtype, inputs: int = 1) -> ja
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _project(x, w, inputs):
-    if is_one_row(x, inputs) and not nn.get_logical_axis_rules():
+    if _is_one_row(x, inputs) and not nn.get_logical_axis_rules():
         rows, columns = x.size, math.prod(w.shape[inputs:])
         y = kernels.row_product(x.reshape(rows), w.reshape(rows, columns))
         return y.reshape(*x.shape[: x.ndim - inputs], *w.shape[inputs:])
     return _contract(x, w, range(x.ndim - inputs, x.ndim), range(inputs))
 
 
-def is_one_row(x: jax.Array, inputs: int = 1) -> bool:
-    """Whether x has one row of its last `inputs` axes, as in decoding a single text."""
+def _is_one_row(x: jax.Array, inputs: int) -> bool:
     return math.prod(x.shape[: x.ndim - inputs]) == 1
 
 
