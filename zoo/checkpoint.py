@@ -32,6 +32,7 @@ from zoo.runs import (
     TOKENIZER,
     check_new,
     check_run,
+    claim,
     copy_tokenizer,
     is_run,
     read_run,
@@ -42,7 +43,7 @@ from zoo.training.step import TrainState
 
 __all__ = [
     "CHECKPOINTS", "RUN_FILE", "TOKENIZER", "Checkpoints", "SaveError", "check_new", "check_run",
-    "copy_tokenizer", "is_run", "load_run", "read_run", "save_run", "write_run",
+    "claim", "copy_tokenizer", "is_run", "load_run", "read_run", "save_run", "write_run",
 ]  # fmt: skip
 
 CHECKPOINTS = "checkpoints"

@@ -3,18 +3,26 @@
 A working directory has, beside what `zoo.checkpoint` writes:
 
     run.json        what the run is: model, settings, tokenizer and corpus by sha256
+    run.lock        who trains it: a file that is locked for as long
     tokenizer/      the tokenizer, as Hugging Face keeps it
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 RUN_FILE = "run.json"
+LOCK = "run.lock"
 TOKENIZER = "tokenizer"
 
 
@@ -42,6 +50,32 @@ def check_new(workdir: str | os.PathLike) -> Path:
     if workdir.is_dir() and any(workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty: name a new folder")
     return workdir
+
+
+def claim(workdir: str | os.PathLike) -> TextIO:
+    """A file that keeps other processes from training the same run while it is open.
+
+    Raises:
+        ValueError: one does already.
+    """
+    held = open(Path(workdir) / LOCK, "a+")  # noqa: SIM115
+    if fcntl is None:
+        return held
+    try:
+        fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # as systems differ
+        held.seek(0)
+        raise ValueError(
+            f"{workdir} is being trained by another process ({held.read().strip()}): wait for it, "
+            "stop it, or choose another --workdir"
+        ) from None
+    except OSError:  # a file system that knows no locks
+        return held
+    with contextlib.suppress(OSError):  # a full disk, of which others speak
+        held.truncate(0)
+        held.write(f"pid {os.getpid()}")
+        held.flush()
+    return held
 
 
 def is_run(path: str | os.PathLike) -> bool:

@@ -243,6 +243,17 @@ def test_what_only_watches_a_run_may_change(finished, cache):
     assert run.step == 48
 
 
+def test_a_run_that_another_process_trains_is_refused(finished, cache):
+    code = "import sys; from zoo.runs import claim; f = claim(sys.argv[1]); print(1); input()"
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-uc", code, finished[0]], cwd=ROOT, **pipes) as other:
+        assert other.stdout.readline() == "1\n"
+        with pytest.raises(ValueError, match=rf"another process \(pid {other.pid}\): wait"):
+            prepare_run(settings(), finished[0], cache)
+        other.kill()
+    prepare_run(settings(), finished[0], cache).checkpoints.close()
+
+
 def test_other_text_under_the_same_name_is_refused(finished, tmp_path, cache):
     workdir, _ = finished
     record = checkpoint.read_run(workdir)

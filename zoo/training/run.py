@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,8 @@ class Run:
     """All that a loop needs.
 
     `state` is of the last checkpoint, with what was kept beside it in `extra`; or new, and None.
-    It lies where `placed` says, on the mesh of `layout`.
+    It lies where `placed` says, on the mesh of `layout`. While `claimed` is open, no other process
+    trains the same run.
     """
 
     settings: Settings
@@ -57,6 +59,7 @@ class Run:
     placed: TrainState
     state: TrainState
     extra: dict | None
+    claimed: TextIO | None
 
     @functools.cached_property
     def eval_step(self) -> Callable[[dict, Batch], dict]:
@@ -133,6 +136,8 @@ def prepare_run(
     dtype, policy = compute_dtype(settings.dtype), POLICIES[settings.remat]
     model = layout.model(model_config, dtype=dtype, remat=policy)
     optimizer = make_optimizer(settings.optimizer, settings.steps)
+    workdir.mkdir(parents=True, exist_ok=True)
+    claimed = checkpoint.claim(workdir) if hosts.is_first() else None
     checkpoints = checkpoint.Checkpoints(workdir, settings.checkpoint.keep)
     placed = state_shardings(model, optimizer, layout.mesh, layout.rules, adapted)
     state, extra = _state(settings, model, optimizer, checkpoints, layout, placed, adapted)
@@ -144,7 +149,7 @@ def prepare_run(
     hosts.meet("run is prepared")
     return Run(
         settings, layout, workdir, model_config, model, optimizer, data, checkpoints, placed, state,
-        extra,
+        extra, claimed,
     )  # fmt: skip
 
 
