@@ -386,3 +386,10 @@ def test_no_compiled_product_spans_experts(experts):
         flops = 2 * np.prod([int(n) for n in dims.split(",")])
         flops *= np.prod([shape[left][int(n)] for n in contracted.split(",")])
         assert flops <= 2 * block * dim * hidden
+
+
+@pytest.mark.parametrize("tokens", [8, grouped.FEW // 16 + 1])
+def test_choices_are_counted_where_they_are_few_and_where_they_are_many(tokens, rng):
+    experts = rng.integers(0, 9, (tokens, 2))  # the last are dropped
+    order = grouped.sort_by_expert(jnp.asarray(experts), 8)
+    assert order.group_sizes.tolist() == np.bincount(experts.ravel(), minlength=9)[:8].tolist()

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
         (lambda: sys.exit(0), "141"),
         (lambda: sys.stdout.flush(), "141"),
         (lambda: sys.exit(2), "2"),
-        (lambda: signal.raise_signal(signal.SIGINT), "130"),
+        (lambda: signal.default_int_handler(signal.SIGINT, None), "130"),
         (lambda: {}["mistake"], "mistake"),
     ],
     ids=["returns", "exits", "writes", "fails", "interrupted", "raises"],

@@ -96,7 +96,7 @@ def sort_by_expert(experts: jax.Array, num_experts: int) -> Order:
     choices = jnp.where(dropped, num_experts, choices)
     rows = jnp.argsort(choices, stable=True).astype(jnp.int32)
     # By comparing all where they are few: a search is a loop, of many small steps.
-    how = "compare_all" if choices.size * num_experts <= FEW else "default"
+    how = "compare_all" if choices.size * num_experts <= FEW else "scan"
     ends = jnp.searchsorted(choices[rows], jnp.arange(num_experts), side="right", method=how)
     group_sizes = jnp.diff(ends, prepend=0).astype(jnp.int32)
     inverse = (

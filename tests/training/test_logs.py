@@ -1,3 +1,4 @@
+import contextlib
 import signal
 
 import pytest
@@ -31,24 +32,30 @@ def test_first_signal_asks_and_second_interrupts():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@contextlib.contextmanager
+def hangup(handler):
+    """With this handler of SIGHUP, whatever those who started the tests have made of it."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_ctrl_c_is_answered_and_the_end_of_a_terminal_asks_too(capfd):
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGINT)
         assert "stopping after this step" in capfd.readouterr().err
-    with StopRequest() as stop:
+    with hangup(signal.SIG_DFL), StopRequest() as stop:
         signal.raise_signal(signal.SIGHUP)
         assert stop.signal is signal.SIGHUP
 
 
 def test_a_run_that_shall_outlive_its_terminal_does():
     """As nohup starts it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with StopRequest() as stop:
-            signal.raise_signal(signal.SIGHUP)
-        assert stop.signal is None
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with hangup(signal.SIG_IGN), StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+    assert stop.signal is None
 
 
 @pytest.mark.parametrize("steps", [0, 1, 300])
