@@ -125,11 +125,8 @@ def dense_mlp(x, ids, weights, gate, up, down):
     return jnp.einsum("tef,efd,te->td", hidden, down, mix)
 
 
-@pytest.mark.parametrize("dropped", [False, True])
-def test_expert_mlp_and_gradients_equal_dense(rng, dropped):
-    x, ids, *rest = mlp_case(rng)
-    if dropped:
-        ids = ids.at[::3].set(6).at[1, 1].set(9)
+def as_dense(x, ids, *rest):
+    """Asserts that `expert_mlp` and all its gradients are those of a dense mixture."""
 
     def loss(mlp):
         return lambda x, *rest: jnp.sin(mlp(x, ids, *rest)).sum()
@@ -139,6 +136,14 @@ def test_expert_mlp_and_gradients_equal_dense(rng, dropped):
         got = jax.jit(jax.value_and_grad(loss(grouped.expert_mlp), arguments))(x, *rest)
         want = jax.value_and_grad(loss(dense_mlp), arguments)(x, *rest)
     jax.tree.map(lambda g, w: close(g, w, jnp.float32), got, want)
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_expert_mlp_and_gradients_equal_dense(rng, dropped):
+    x, ids, *rest = mlp_case(rng)
+    if dropped:
+        ids = ids.at[::3].set(6).at[1, 1].set(9)
+    as_dense(x, ids, *rest)
     if dropped:
         assert not grouped.expert_mlp(x, ids, *rest)[::3].any()
 
@@ -333,15 +338,7 @@ def test_decoding_costs_one_row_per_choice(rng, alone):
 def test_one_token_and_its_gradients_equal_dense(rng, dropped):
     x, ids, *rest = mlp_case(rng, tokens=1, chosen=3)
     ids = ids.at[0, 1].set(6) if dropped else ids
-
-    def loss(mlp):
-        return lambda x, *rest: jnp.sin(mlp(x, ids, *rest)).sum()
-
-    arguments = tuple(range(5))
-    with jax.default_matmul_precision("highest"):
-        got = jax.jit(jax.value_and_grad(loss(grouped.expert_mlp), arguments))(x, *rest)
-        want = jax.value_and_grad(loss(dense_mlp), arguments)(x, *rest)
-    jax.tree.map(lambda g, w: close(g, w, jnp.float32), got, want)
+    as_dense(x, ids, *rest)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

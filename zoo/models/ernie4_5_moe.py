@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, activation_name, read_rope
+from zoo.hf.keys import Keys, activation_name
+from zoo.hf.ropes import read_rope
 from zoo.hf.table import Linear, Row, Same, Shaped
 from zoo.models import parts, tables
 from zoo.models.family import INV_FREQ, Family

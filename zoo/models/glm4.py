@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Placement, Rope, stack_layers
-from zoo.hf.keys import Keys, read_rope
+from zoo.hf.keys import Keys
+from zoo.hf.ropes import read_rope
 from zoo.hf.table import Row, Same
 from zoo.models import tables
 from zoo.models.family import Family

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, read_rope
+from zoo.hf.keys import Keys
+from zoo.hf.ropes import read_rope
 from zoo.models import latent, parts, tables
 from zoo.models.family import INV_FREQ, Family
 from zoo.models.latent import mixture_keys

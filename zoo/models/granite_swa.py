@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, read_rope
+from zoo.hf.keys import Keys
+from zoo.hf.ropes import read_rope
 from zoo.hf.table import Row, Same
 from zoo.models import granite, parts, tables
 from zoo.models.family import Family

@@ -8,7 +8,8 @@ expert has a gate.
 from __future__ import annotations
 
 from zoo.config import MLP, Attention, Config, GatedDelta, Layer, MoE, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, activation_name, read_rope
+from zoo.hf.keys import Keys, activation_name
+from zoo.hf.ropes import read_rope
 from zoo.hf.table import Depthwise, Flat, Linear, Row, Rows, Same, Split
 from zoo.models import parts, tables
 from zoo.models.family import INV_FREQ

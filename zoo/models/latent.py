@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zoo.config import MLA, MLP, Config, Layer, MoE, Norm, Rope
-from zoo.hf.keys import Keys, activation_name, read_rope, write_rope, yarn_softmax_factor
+from zoo.hf.keys import Keys, activation_name
+from zoo.hf.ropes import read_rope, write_rope, yarn_softmax_factor
 from zoo.hf.table import Flat, Linear, Row, Same, Split
 from zoo.models import parts, tables
 from zoo.models.family import INV_FREQ

@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Llama3Scaling, MoE, Norm, Rope, Temperature
-from zoo.hf.keys import Keys, activation_name, read_rope, write_rope
+from zoo.hf.keys import Keys, activation_name
+from zoo.hf.ropes import read_rope, write_rope
 from zoo.hf.table import Linear, Row, Same, Split
 from zoo.models import parts, tables
 from zoo.models.family import Family, Wrapper

@@ -19,7 +19,8 @@ from zoo.config import (
     YarnScaling,
     stack_layers,
 )
-from zoo.hf.keys import Fields, Keys, read_rope
+from zoo.hf.keys import Keys
+from zoo.hf.ropes import Fields, read_rope
 from zoo.models import mistral, parts
 from zoo.models.family import Family, Wrapper
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, read_rope
+from zoo.hf.keys import Keys
+from zoo.hf.ropes import read_rope
 from zoo.models import parts, tables
 from zoo.models.family import Family
 from zoo.models.parts import attention, common, decoder, dense, head_dim, heads

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from zoo.config import MLP, Attention, Config, Layer, MoE, Norm, Rope, stack_layers
-from zoo.hf.keys import Keys, activation_name, read_rope, write_rope
+from zoo.hf.keys import Keys, activation_name
+from zoo.hf.ropes import read_rope, write_rope
 
 KINDS = FULL, LOCAL = "full_attention", "sliding_attention"
 DEFAULTS = {

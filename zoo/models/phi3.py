@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Attention, Config, Layer, LongRope, Norm, Rope, stack_layers
-from zoo.hf.keys import Fields, Keys, longrope_factor, read_rope
+from zoo.hf.keys import Keys
+from zoo.hf.ropes import Fields, longrope_factor, read_rope
 from zoo.models import parts, tables
 from zoo.models.family import Family
-from zoo.models.parts import attention, common, dense, head_dim, heads, uniform
 
 DEFAULTS = {
     **parts.DEFAULTS,
@@ -42,22 +42,22 @@ def from_hf(hf: Mapping) -> Config:
     """Reads a config of model_type phi3."""
     keys = Keys(hf, DEFAULTS)
     norm = Norm(keys.number("rms_norm_eps"))
-    rope = read_rope(keys, head_dim(keys), partial=True, take=_standardize)
-    mixer = attention(keys, rope=rope, window=keys["sliding_window"])
+    rope = read_rope(keys, parts.head_dim(keys), partial=True, take=_standardize)
+    mixer = parts.attention(keys, rope=rope, window=keys["sliding_window"])
     ffn = MLP(keys.integer("intermediate_size"), keys.activation())
-    return uniform(keys, mixer, ffn, norm)
+    return parts.uniform(keys, mixer, ffn, norm)
 
 
 def to_hf(cfg: Config) -> dict:
     """The config keys of model_type phi3."""
     mixer = cfg.layers[0].mixer
     return {
-        **common(cfg),
-        **heads(mixer),
+        **parts.common(cfg),
+        **parts.heads(mixer),
         **_rope_keys(mixer.rope, cfg.max_length),
         "partial_rotary_factor": mixer.rope.dim / mixer.head_dim,
         "sliding_window": mixer.window,
-        **dense(cfg.layers[0].ffn),
+        **parts.dense(cfg.layers[0].ffn),
     }
 
 

@@ -13,7 +13,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from zoo.config import Attention, Config, Layer, LayerNorm, LongRope, MoE, Rope, stack_layers
-from zoo.hf.keys import Fields, Keys, read_rope
+from zoo.hf.keys import Keys
+from zoo.hf.ropes import Fields, read_rope
 from zoo.hf.table import Row, Same
 from zoo.models import parts, tables
 from zoo.models.family import Family

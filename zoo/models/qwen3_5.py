@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.config import MLP, Config, MoE
-from zoo.hf.keys import Fields, Keys
+from zoo.hf.keys import Keys
+from zoo.hf.ropes import Fields
 from zoo.hf.table import Linear, Row, Rows
 from zoo.models import hybrid, qwen3_next, qwen_vl, tables
 from zoo.models.family import Family
