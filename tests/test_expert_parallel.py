@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 import zoo
 from tests.test_grouped import of_gpus
-from zoo import expert_parallel, sharding
+from zoo import owners, sharding
 from zoo.axes import partition_spec, unboxed
 from zoo.config import MoE
 from zoo.moe import MixtureOfExperts
@@ -81,20 +81,27 @@ def test_gradients_equal_those_of_one_device(spec, rules):
     assert_close(got, alone())
 
 
-def test_waves_padding_and_a_crowded_expert_lose_no_token(monkeypatch):
-    """Three rows on eight devices, most tokens for one of them, in waves that have little room."""
+def test_turns_padding_and_a_crowded_expert_lose_no_token(monkeypatch):
+    """Three rows on eight devices, most tokens for one of them, which has room for five rows."""
     loss, both, _ = mixture(EVERYTHING, rows=3, skew=2.0)
     want = jax.jit(loss)(both)
-    monkeypatch.setattr(expert_parallel, "SLACK", 1)
-    waves = []
-    count = expert_parallel._waves
-    monkeypatch.setattr(
-        expert_parallel, "_waves", lambda *sizes: waves.append(count(*sizes)) or waves[-1]
-    )
+    monkeypatch.setattr(owners, "SLACK", 0)
+    monkeypatch.setattr(owners, "LEAST", 5)
+    taken, in_turns = [], owners._Parted.in_turns
+
+    def counted(self, turn, start):
+        def one(at, state):
+            jax.debug.callback(lambda at: taken.append(int(at)), at)
+            return turn(at, state)
+
+        return in_turns(self, one, start)
+
+    monkeypatch.setattr(owners._Parted, "in_turns", counted)
     with sharding.use(zoo.make_mesh("expert=8")):
         got = jax.jit(loss)(both)
-    assert set(waves) == {6}
     assert_close(got, want)
+    assert max(taken) >= 5
+    assert len(taken) == 2 * 8 * (max(taken) + 1)  # forward and backward, each device as often
 
 
 def gradient_on(mesh):
@@ -108,7 +115,10 @@ def gradient_on(mesh):
 
 
 def test_only_tokens_travel_between_the_owners_of_experts():
-    """From the compiled program: what is gathered is the router's, what is exchanged tokens'."""
+    """From the compiled program: what is gathered is the router's, what is exchanged tokens'.
+
+    Beside that, devices tell each other how many rows they have for which experts.
+    """
     mesh = zoo.make_mesh("expert=8")
     gradient, given = gradient_on(mesh)
     with sharding.use(mesh, "expert"):
@@ -119,14 +129,17 @@ def test_only_tokens_travel_between_the_owners_of_experts():
         found = (re.search(rf"= (.*?) {kind}(?:-start)?\((.*)", line) for line in lines)
         return [(re.findall(r"\w+\[[\d,]*\]", m[1]), m[2]) for m in found if m]
 
-    assert {a for arrays, _ in moved("all-gather") for a in arrays} == {"f32[48,8]", "f32[8]"}
+    assert {a for arrays, _ in moved("all-gather") for a in arrays} == {
+        "f32[48,8]", "f32[8]", "s32[8,8,1]"
+    }  # fmt: skip
     assert not moved("collective-permute")
     assert not moved("reduce-scatter")
     for arrays, rest in moved("all-reduce"):
         assert hlo._group(rest) == [0] or not {"f32[1,48,28]", "f32[1,28,48]"} & set(arrays)
-    # There and back, forward and backward: for each device the six tokens that it has at most.
+    # There and back, forward and backward: for each device the six tokens that it has at most. What
+    # backward sends again is what forward sent, which XLA knows.
     exchanges = sorted(tuple(arrays) for arrays, _ in moved("all-to-all"))
-    assert exchanges == [("f32[6,48]",) * 8] * 4 + [("s32[1,2]",) * 8]
+    assert exchanges == [("f32[6,48]",) * 8] * 4 + [("f32[6]",) * 8] * 2
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
@@ -139,5 +152,8 @@ def test_accelerators_send_only_the_rows_that_there_are(platform):
     with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(rules):
         text = gradient.trace(given).lower(lowering_platforms=(platform,)).as_text()
     shapes = re.findall(r"@ragged_all_to_all.* : \(tensor<(\w+)>, tensor<(\w+)>", text)
-    assert sorted(shapes) == [("12x48xf32", "48x48xf32")] * 2 + [("48x48xf32", "12x48xf32")] * 2
-    assert "all_gather" not in text
+    there, back = ("12x48xf32", "48x48xf32"), ("48x48xf32", "12x48xf32")
+    weights = [("12xf32", "48xf32")] * 2 + [("48xf32", "12xf32")]
+    assert sorted(shapes) == sorted([there] * 3 + [back] * 2 + weights)
+    gathered = re.findall(r"all_gather.* -> tensor<(\w+)>", text)
+    assert set(gathered) == {"8x8x1xi32"}

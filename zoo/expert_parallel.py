@@ -1,15 +1,13 @@
 """Experts on a mesh: every device works for its own tokens' devices with its own experts.
 
 Axes: B batch, T positions, D embedding, F hidden of an expert, E experts, C chosen experts of a
-token; on one device n tokens, M = n * C choices, and P devices that share the experts.
+token; n tokens on one device.
 
 Within `zoo.sharding.use` the whole of it runs per device (`shard_map`), so that the loops of a
 grouped product stay local. Where a rule cuts `experts`, rows travel to the devices that own their
-experts and back by all-to-all (GShard, arXiv:2006.16668), and none is dropped: a device has room
-for all that could come. So that this room stays small, tokens go in waves where there are many
-devices, each wave's activations being made again in the backward pass. Weights that are also cut by
-another name (`fsdp`) are gathered over that axis alone, and hidden units that are cut (`tensor`)
-end with a sum.
+experts and back by all-to-all (GShard, arXiv:2006.16668; `zoo.owners`), and none is dropped.
+Weights that are also cut by another name (`fsdp`) are gathered over that axis alone, and hidden
+units that are cut (`tensor`) end with a sum.
 """
 
 from __future__ import annotations
@@ -25,15 +23,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from zoo import grouped, kernels
+from zoo import grouped, owners
 from zoo.axes import as_tuple, partition_spec
-from zoo.exchange import Group, Trip
 from zoo.layers import Gate
 from zoo.lora import whole
+from zoo.owners import Owners
 from zoo.quantized import Quantized, waiting
-
-SLACK = 4
-"""How many times the rows of evenly spread tokens a device has room for; fewer waves, or less."""
 
 INNER, OUTER = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
 WEIGHTS = (INNER, INNER, OUTER)
@@ -186,12 +181,12 @@ def _local(placed: Placement, how: dict, tokens: Arrays, weights: Arrays, biases
         if placed.hidden:  # the sum at the end must count the last of them once
             first = lax.axis_index(placed.hidden) == 0
             biases = (*biases[:2], jnp.where(first, biases[2], 0))
-    devices = placed.devices(placed.owners)
-    work = functools.partial(grouped.expert_mlp, biases=biases, **how)
-    if devices > 1:
-        work = functools.partial(_travelling, placed.owners, devices, biases=biases, **how)
-    waves = _waves(flat[1], weights[0].shape[0], devices)
-    y = _in_waves(lambda *part: work(*part, *weights), flat, waves, devices * weights[0].shape[0])
+    size = placed.devices(placed.owners)
+    if size == 1:
+        y = grouped.expert_mlp(*flat, *weights, biases=biases, **how)
+    else:
+        others = tuple(axis for axis in placed.sizes if axis not in placed.owners)
+        y = owners.expert_mlp(Owners(placed.owners, others, size, **how), *flat, weights, biases)
     if placed.hidden:
         y = lax.psum(y, placed.hidden)
     return y.reshape(shape)
@@ -208,59 +203,3 @@ def _gathered(arrays: Arrays, specs, names, placed: Placement) -> Arrays:
         return w
 
     return tuple(map(whole, arrays, specs, names))
-
-
-def _waves(experts: jax.Array, owned: int, devices: int) -> int:
-    """In how many parts the tokens of i32[n, C] go, so that a part's worst case has room."""
-    tokens, chosen = experts.shape
-    return min(tokens, -(-devices * min(chosen, owned) // (SLACK * chosen)))
-
-
-def _in_waves(work: Callable, tokens: Arrays, waves: int, dropped: int) -> jax.Array:
-    """work(x[n, D], experts[n, C], weights[n, C]) in parts of the tokens, one after the other."""
-    if waves <= 1:
-        return work(*tokens)
-    count = len(tokens[0])
-
-    def parts(x: jax.Array, fill: int) -> jax.Array:
-        x = jnp.pad(x, [(0, -count % waves), (0, 0)], constant_values=fill)
-        return x.reshape(waves, -1, x.shape[-1])
-
-    split = tuple(map(parts, tokens, (0, dropped, 0)))
-    y = lax.map(lambda part: jax.checkpoint(work)(*part), split)
-    return y.reshape(-1, y.shape[-1])[:count]
-
-
-def _travelling(
-    axes: tuple[str, ...], devices: int, x, experts, weights, gate, up, down, *,
-    act: Gate, biases: Arrays | None, weigh_input: bool,
-) -> jax.Array:  # fmt: skip
-    """`zoo.grouped.expert_mlp`, by the devices that own the experts."""
-    owned = gate.shape[0]
-    order = grouped.sort_by_expert(experts, owned * devices)
-    rows = grouped.dispatch(x, order)
-    if weigh_input:
-        rows, weights = grouped.weigh(rows, weights, order)
-    group = Group(axes, devices, len(x) * min(experts.shape[1], owned))
-    trip, sizes = _plan(order.group_sizes.reshape(devices, owned), axes)
-    there = kernels.send(rows, trip, group)
-    wanted = _owners(sizes, group.slots).reshape(-1, 1)
-    one = jnp.ones(wanted.shape, weights.dtype)
-    there = grouped.expert_mlp(there, wanted, one, gate, up, down, act=act, biases=biases)
-    return grouped.combine(kernels.bring_back(there, trip, group, len(rows)), weights, order)
-
-
-def _plan(sizes: jax.Array, axes: tuple[str, ...]) -> tuple[Trip, jax.Array]:
-    """The trip of rows i32[P, E / P], by owner and its experts, and what comes from each device."""
-    sent = sizes.sum(1)
-    start = jnp.cumsum(sent) - sent
-    told = lax.all_to_all(jnp.column_stack((sizes, start)), axes, 0, 0, tiled=True)
-    comes = told[:, :-1]
-    return Trip(start, sent, comes.sum(1), told[:, -1]), comes
-
-
-def _owners(sizes: jax.Array, slots: int) -> jax.Array:
-    """Which expert the row in each slot wants, i32[P, S] from i32[P, E / P]; E / P if none."""
-    at = jnp.arange(slots, dtype=jnp.int32)
-    find = functools.partial(jnp.searchsorted, v=at, side="right")
-    return jax.vmap(find)(jnp.cumsum(sizes, axis=1)).astype(jnp.int32)

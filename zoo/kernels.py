@@ -203,48 +203,25 @@ _gmm, _gmm_transposed, _tgmm = map(_by_platform, ("gmm", "gmm_transposed", "tgmm
 _gmm_alone = _by_platform("gmm", cpu=grouped_cpu.gmm_alone)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def send(rows: jax.Array, trip: exchange.Trip, group: exchange.Group) -> jax.Array:
-    """Within `shard_map`: rows to the devices that they are for, dtype[M, D] -> dtype[P * S, D]."""
-    return _exchanged("send", rows, trip, group=group)
+    """Within `shard_map`: rows to the devices that they are for, dtype[M, ...] -> dtype[R, ...]."""
+    return _exchanged("send", group, rows, trip)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def bring_back(
-    blocks: jax.Array, trip: exchange.Trip, group: exchange.Group, count: int
+    there: jax.Array, onto: jax.Array, trip: exchange.Trip, group: exchange.Group
 ) -> jax.Array:
-    """Within `shard_map`: what `send` sent, home again, dtype[P * S, D] -> dtype[M = count, D]."""
-    return _exchanged("return", blocks, trip, group=group, count=count)
+    """Within `shard_map`: what `send` sent, home again: dtype[R, ...] over dtype[M, ...]."""
+    return _exchanged("return", group, there, onto, trip)
 
 
-def _send_forward(rows, trip, group):
-    return send(rows, trip, group), (trip, len(rows))
-
-
-def _send_backward(group, saved, grad):
-    trip, count = saved
-    return bring_back(grad, trip, group, count), None
-
-
-def _bring_back_forward(blocks, trip, group, count):
-    return bring_back(blocks, trip, group, count), trip
-
-
-def _bring_back_backward(group, count, trip, grad):
-    return send(grad, trip, group), None
-
-
-send.defvjp(_send_forward, _send_backward)
-bring_back.defvjp(_bring_back_forward, _bring_back_backward)
-
-
-def _exchanged(name: str, rows: jax.Array, trip: exchange.Trip, **how) -> jax.Array:
+def _exchanged(name: str, group: exchange.Group, *args: Any) -> jax.Array:
     """Ragged where the platform can, padded elsewhere."""
     ragged, padded = (
-        functools.partial(getattr(exchange, f"{name}_{kind}"), **how)
+        functools.partial(getattr(exchange, f"{name}_{kind}"), group=group)
         for kind in ("ragged", "padded")
     )
-    return lax.platform_dependent(rows, trip, cuda=ragged, tpu=ragged, default=padded)
+    return lax.platform_dependent(*args, cuda=ragged, tpu=ragged, default=padded)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
