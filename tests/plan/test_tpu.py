@@ -6,7 +6,8 @@ from jax.sharding import SingleDeviceSharding
 
 import zoo
 from tests.examples import CONFIGS
-from zoo import cache, grouped_tpu
+from tests.test_expert_parallel import gradient_on
+from zoo import cache, grouped_tpu, owners, sharding
 from zoo.plan import Workload, compiled, hlo, make_plan, parse
 
 pytestmark = [
@@ -77,6 +78,21 @@ def test_experts_on_four_v5e_stay_and_their_tokens_travel():
     weights = 3 * 3 * 8 * 128 * 128 * 2
     gathered = [one for one in found.collectives if one.kind == "all-gather"]
     assert sum(one.bytes for one in gathered if "expert" in one.axes) < weights / 8
+
+
+def test_rows_of_a_crowded_owner_come_in_turns_on_v5e(monkeypatch):
+    """A loop in either pass: rows and weights there, rows back; both and gradients there, two back.
+    A loop whose turns are not known counts once."""
+    monkeypatch.setattr(owners, "SLACK", 0)
+    monkeypatch.setattr(owners, "LEAST", 16)
+    mesh = zoo.make_mesh("expert=8", devices=compiled.devices(parse("v5e:2x4")))
+    gradient, given = gradient_on(mesh)
+    with sharding.use(mesh, "expert"):
+        text = gradient.lower(given).compile().as_text()
+    found = hlo.count(text, list(mesh.shape.items()))
+    (travelling,) = (one for one in found.collectives if one.kind == "ragged-all-to-all")
+    assert travelling.calls == 3 + 5
+    assert found.kernels == {"gmm": 3 + 3 + 3, "tgmm": 3}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -18,11 +18,11 @@ def collectives(layout: Layout, cache_bytes: int = 0) -> list[Collective]:
     """What the rules make devices exchange, per device and run of the program.
 
     Weights cut by "embed" are gathered for every pass; heads and hidden sizes that are cut cost two
-    reductions of activations per pass; experts, two exchanges of each token's choices. In stages
-    all that happens per tick. What a stage made goes to the next in every tick, forward and
-    backward, and at the end to all; with several rounds, stages exchange layers and gradients.
-    Without a schedule, stages fetch all of a stack, and of its part of a cache of `cache_bytes`,
-    for each of its layers.
+    reductions of activations per pass; of experts each token's choices travel, twice forward and
+    three times backward (`zoo.owners`). In stages all that happens per tick. What a stage made goes
+    to the next in every tick, forward and backward, and at the end to all; with several rounds,
+    stages exchange layers and gradients. Without a schedule, stages fetch all of a stack, and of
+    its part of a cache of `cache_bytes`, for each of its layers.
     """
     cfg, work = layout.cfg, layout.work
     train = work.mode == "train"
@@ -44,7 +44,8 @@ def collectives(layout: Layout, cache_bytes: int = 0) -> list[Collective]:
         if isinstance(run.layer.ffn, MoE):
             sent = run.tokens * width * run.layer.ffn.top_k
             experts = layout.axes("experts")
-            found += _one(layout, "all-to-all", experts, 2 * run.times * passes, sent)
+            trips = 5 * work.accumulate if train else 2
+            found += _one(layout, "all-to-all", experts, trips * run.times, sent)
     if not train:
         return found + _fetched(layout, cache_bytes)
     return found + _between_stages(layout) + _around_the_ring(layout, forward)
