@@ -2,10 +2,12 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zoo import pairs
 from zoo.config import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from zoo.rope import frequencies, rotate, tables, yarn_mscale
 
@@ -21,6 +23,17 @@ def test_rotation_is_multiplication_by_a_unit_complex_number(rng, interleaved):
     want = (pairs[0] + 1j * pairs[1]) * np.exp(1j * angles)[None, :, None]
     np.testing.assert_allclose(got[..., :8], np.concatenate((want.real, want.imag), -1), atol=1e-5)
     np.testing.assert_array_equal(got[..., 8:], x[..., 8:])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_pairs_come_apart_alike_on_all_platforms(rng, dtype):
+    """To the last bit, and so do their gradients."""
+    x, *grads = (jnp.asarray(rng.normal(size=(2, 3, n)), dtype) for n in (16, 8, 8))
+    (want, back), (got, back_by_product) = (
+        jax.vjp(function, x) for function in (pairs.apart, pairs.by_product)
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    np.testing.assert_array_equal(back_by_product(grads)[0], back(grads)[0])
 
 
 def test_scores_depend_on_distance_only(rng):

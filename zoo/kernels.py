@@ -23,6 +23,7 @@ from zoo import (
     grouped_cpu,
     grouped_gpu,
     grouped_tpu,
+    pairs,
     quantized_cpu,
     ring,
     row_cpu,
@@ -33,8 +34,8 @@ from zoo.precision import precision
 from zoo.quantized import Form, Quantized, floats
 
 __all__ = [
-    "attend", "bring_back", "grouped_matmul", "head_matmul", "quantized_matmul", "row_product",
-    "send",
+    "apart", "attend", "bring_back", "grouped_matmul", "head_matmul", "quantized_matmul",
+    "row_product", "send",
 ]  # fmt: skip
 
 PAGES, PAGES_ON_CPU = 64, 8
@@ -122,6 +123,11 @@ def row_product(x: jax.Array, w: jax.Array) -> jax.Array:
         return jnp.dot(x, w, precision=precision(x.dtype))
 
     return lax.platform_dependent(x, w, cpu=row_cpu.product, default=elsewhere)
+
+
+def apart(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What stands first and what stands second in the pairs of dtype[..., 2 P], [..., P] each."""
+    return tuple(lax.platform_dependent(x, tpu=pairs.by_product, default=pairs.apart))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo import kernels
 from zoo.config import (
     LinearScaling,
     Llama3Scaling,
@@ -92,11 +93,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool = Fal
     """
     dim = 2 * cos.shape[-1]
     turned, passed = x[..., :dim], x[..., dim:]
-    if interleaved:
-        pairs = turned.reshape(*turned.shape[:-1], dim // 2, 2)
-        a, b = pairs[..., 0], pairs[..., 1]
-    else:
-        a, b = jnp.split(turned, 2, axis=-1)
+    a, b = kernels.apart(turned) if interleaved else jnp.split(turned, 2, axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     halves = (a * cos - b * sin).astype(x.dtype), (b * cos + a * sin).astype(x.dtype)
     return jnp.concatenate((*halves, passed), axis=-1)
