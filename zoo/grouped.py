@@ -10,6 +10,7 @@ inverse permutation, and no rows are scattered, which is slow on every platform.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import chex
@@ -78,15 +79,13 @@ def expert_mlp(
 
     rows = dispatch(x, order)
     if weigh_input:
-        rows, weights = weigh(rows, weights, order)
+        rows = weigh(rows, weights, order)
     hidden = gated(product(rows, gate, gate_bias), product(rows, up, up_bias), act)
-    return combine(product(hidden, down, down_bias), weights, order)
-
-
-def weigh(rows: jax.Array, weights: jax.Array, order: Order) -> tuple[jax.Array, jax.Array]:
-    """Sorted rows times their weights, and the weights that are left for `combine`: ones."""
-    scales = _take(weights.reshape(-1), order.rows)[:, None]
-    return (rows * scales).astype(rows.dtype), jnp.ones_like(weights)
+    if not weigh_input and down_bias is not None:
+        return combine(product(hidden, down, down_bias), weights, order)
+    if not weigh_input:  # here and not what comes out, which gradients of weights would need again
+        hidden = weigh(hidden, weights, order)
+    return summed(product(hidden, down, down_bias), order, x.shape[0])
 
 
 def sort_by_expert(experts: jax.Array, num_experts: int) -> Order:
@@ -120,23 +119,56 @@ def dispatch(x: jax.Array, order: Order) -> jax.Array:
     return _take(x, order.rows // (order.rows.size // x.shape[0]))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def summed(rows: jax.Array, order: Order, tokens: int) -> jax.Array:
+    """Sums the sorted rows of each token: dtype[M, D] -> dtype[T, D]."""
+    places = order.inverse.reshape(tokens, -1).T
+    return sum(_take(rows, place).astype(jnp.float32) for place in places).astype(rows.dtype)
+
+
 def _dispatch_forward(x, order):
     return dispatch(x, order), (order, x.shape[0])
 
 
 def _dispatch_backward(saved, grad):
-    order, tokens = saved
-    places = order.inverse.reshape(tokens, -1).T
-    total = sum(_take(grad, place).astype(jnp.float32) for place in places)
-    return total.astype(grad.dtype), None
+    return summed(grad, *saved), None
+
+
+def _summed_forward(rows, order, tokens):
+    return summed(rows, order, tokens), order
+
+
+def _summed_backward(tokens, order, grad):
+    return dispatch(grad, order), None
 
 
 dispatch.defvjp(_dispatch_forward, _dispatch_backward)
+summed.defvjp(_summed_forward, _summed_backward)
+
+
+@jax.custom_vjp
+def weigh(rows: jax.Array, weights: jax.Array, order: Order) -> jax.Array:
+    """Sorted rows times the weights f32[T, C] of their choices: dtype[M, D] -> dtype[M, D]."""
+    return (rows * _take(weights.reshape(-1), order.rows)[:, None]).astype(rows.dtype)
+
+
+def _weigh_forward(rows, weights, order):
+    return weigh(rows, weights, order), (rows, weights, order)
+
+
+def _weigh_backward(saved, grad):
+    rows, weights, order = saved
+    weight_grad = _take(jnp.sum(grad.astype(jnp.float32) * rows, axis=1), order.inverse)
+    weight_grad = weight_grad.reshape(weights.shape).astype(weights.dtype)
+    return weigh(grad, weights, order), weight_grad, None
+
+
+weigh.defvjp(_weigh_forward, _weigh_backward)
 
 
 @jax.custom_vjp
 def combine(rows: jax.Array, weights: jax.Array, order: Order) -> jax.Array:
-    """Sums the weighted rows of each token: dtype[M, D], f32[T, C] -> dtype[T, D]."""
+    """`summed`, of rows times their weights: dtype[M, D], f32[T, C] -> dtype[T, D]."""
     places = order.inverse.reshape(weights.shape).T
     scales = weights.astype(jnp.float32).T[..., None]
     total = sum(_take(rows, place) * scale for place, scale in zip(places, scales, strict=True))

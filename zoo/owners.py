@@ -89,7 +89,7 @@ def _forward(owners, x, experts, weights, matrices, biases):
 
     y = parted.in_turns(turn, jnp.zeros_like(parted.rows[0]))
     saved = x, experts, weights, matrices, biases
-    return grouped.combine(y, jnp.ones_like(weights), parted.order), saved
+    return grouped.summed(y, parted.order, len(x)), saved
 
 
 def _backward(owners, saved, grad):
@@ -112,7 +112,7 @@ def _backward(owners, saved, grad):
 
     zeros = jax.tree.map(jnp.zeros_like, (*parted.rows, learnt))
     x_grad, weights_grad, learnt_grad = parted.in_turns(turn, zeros)
-    x_grad = grouped.combine(x_grad, jnp.ones_like(weights), parted.order)
+    x_grad = grouped.summed(x_grad, parted.order, len(x))
     weights_grad = weights_grad[parted.order.inverse].reshape(weights.shape)
     return x_grad, None, weights_grad, *learnt_grad
 
