@@ -9,6 +9,9 @@ array moves those of a `Rounded` by mapping over its leaves. A buffer of zeros i
 Pages lie in banks, and the pages of a row in one: devices that share rows have a bank each. Page 0
 of a bank is empty for ever, and stands where a row has no page: what is written there is lost.
 
+Where layers share an array, a few new tokens stand beside it until every layer has its own:
+`Pending`.
+
 Axes: ... rows, heads and slots, H elements of a vector; of pages L layers, U banks of M pages of P
 slots, B rows, n pages of a row.
 """
@@ -64,7 +67,27 @@ class Paged(NamedTuple):
         return (banks * rows, *heads, pages * page, width)
 
 
-Buffer = Pool | Paged
+class Pending(NamedTuple):
+    """One layer of a buffer that all share, read where it lies, and tokens that wait to be written.
+
+    Attributes:
+        whole: [L, B, ..., S, H].
+        layer: i32[] of it.
+        new: [B, ..., T, H] as `whole` keeps them, few; None before there are any.
+        offset: i32[B], the first slot of each row's.
+    """
+
+    whole: Pool
+    layer: jax.Array
+    new: Pool | None = None
+    offset: jax.Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.whole.shape[1:]
+
+
+Buffer = Pool | Paged | Pending
 
 
 def zeros(shape: tuple[int, ...], dtype: jnp.dtype) -> Pool:
@@ -114,11 +137,28 @@ def loaded(buffer: Buffer, dtype: jnp.dtype) -> jax.Array:
     """What a buffer keeps, dtype[..., H]."""
     if isinstance(buffer, Paged):
         return _joined(loaded(pages_of(buffer), dtype), 1)
+    if isinstance(buffer, Pending):
+        return loaded(_layer_of(buffer), dtype)
     if not isinstance(buffer, Rounded):
         return buffer.astype(dtype)
     codes = _grouped(buffer.codes, buffer.scales.shape[-1]).astype(jnp.float32)
     x = codes * buffer.scales.astype(jnp.float32)[..., None]
     return x.reshape(buffer.shape).astype(dtype)
+
+
+def _layer_of(pending: Pending) -> Pool:
+    """The layer as if its new tokens had been written: chosen slot by slot, which XLA does within
+    the product that reads them, where writing first would copy the layer."""
+
+    def cut(whole: jax.Array, new: jax.Array) -> jax.Array:
+        layer = jax.lax.dynamic_index_in_dim(whole, pending.layer, keepdims=False)
+        slots = jnp.arange(layer.shape[-2])[:, None]
+        offset = pending.offset.reshape(-1, *(1,) * (layer.ndim - 1))
+        for t in range(new.shape[-2]):
+            layer = jnp.where(slots == offset + t, new[..., t : t + 1, :], layer)
+        return layer
+
+    return jax.tree.map(cut, pending.whole, pending.new)
 
 
 def pages_of(paged: Paged) -> Pool:

@@ -16,17 +16,23 @@ A pooled cache has no slots by row, but pages that rows share: see `zoo.pooled`.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from zoo.buffer import Buffer, Paged, stored, write_paged, zeros
+from zoo.axes import as_tuple
+from zoo.buffer import Buffer, Paged, Pending, Pool, stored, write_paged, zeros
 from zoo.config import MLA, Attention, Config, GatedDelta, Stack
 
 PAGE = 32
 """Tokens of a page."""
+
+FEW = 8
+"""New tokens of a row that may wait: attention looks for each of them in every slot."""
 
 
 class KV(NamedTuple):
@@ -198,6 +204,8 @@ def write(buffer: Buffer, new: jax.Array, offset: jax.Array) -> Buffer:
     """
     if isinstance(buffer, Paged):
         return write_paged(buffer, new, offset)
+    if isinstance(buffer, Pending):
+        return buffer._replace(new=stored(new, buffer.whole), offset=offset)
     new = stored(new, buffer)
     if buffer.shape == new.shape:
         return new
@@ -212,6 +220,50 @@ def write(buffer: Buffer, new: jax.Array, offset: jax.Array) -> Buffer:
     for _ in range(len(buffer.shape) - 3):
         place = jax.vmap(place, in_axes=(0, 0, None))
     return jax.tree.map(lambda b, n: jax.vmap(place)(b, n, offset), buffer, new)
+
+
+def waits(held: Held, tokens: int) -> bool:
+    """Whether so many new tokens of a row may be `Pending` while a repeat of a stack reads them.
+
+    Many become a part of their layer at once, as do those that fill a buffer, and more than one of
+    a ring.
+    """
+    first = held[0]
+    if isinstance(held, Recurrent) or isinstance(first, Paged) or tokens == first.shape[-2]:
+        return False
+    return tokens <= (1 if isinstance(held, Ring) else FEW)
+
+
+def write_layers(whole: Pool, new: Pool, offset: jax.Array) -> Pool:
+    """Puts new[L, B, ..., T, H], as a buffer keeps them, into whole[L, B, ..., S, H] as `write`.
+
+    Each row by itself, and on a mesh each device its own: XLA writes a slice in place, but gives
+    what a loop or a scatter writes to another layout, which copies the whole on TPU.
+    """
+
+    def place(whole: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:
+        for b in range(whole.shape[1]):
+            start = [0] * whole.ndim
+            start[1], start[-2] = b, offset[b]
+            whole = jax.lax.dynamic_update_slice(whole, new[:, b : b + 1], start)
+        return whole
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or not nn.get_logical_axis_rules():
+        return jax.tree.map(lambda w, n: place(w, n, offset), whole, new)
+
+    def place_on_mesh(whole: jax.Array, new: jax.Array) -> jax.Array:
+        names = ("layers", "batch", "kv_heads")[: whole.ndim - 2]
+        axes = nn.logical_to_mesh_axes(names)
+        cuts = [
+            axis if size % math.prod(mesh.shape[a] for a in as_tuple(axis)) == 0 else None
+            for axis, size in zip(axes, whole.shape, strict=False)
+        ]
+        where = PartitionSpec(*cuts), PartitionSpec(*cuts), PartitionSpec(cuts[1])
+        per_device = jax.shard_map(place, in_specs=where, out_specs=where[0], check_vma=False)
+        return per_device(whole, new, offset)
+
+    return jax.tree.map(place_on_mesh, whole, new)
 
 
 def advanced(

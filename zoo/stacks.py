@@ -5,6 +5,7 @@ Parameters are the same either way, stacked over the repeats L.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,8 @@ from jax import lax
 
 from zoo import expert_parallel, pipeline
 from zoo.axes import as_tuple
-from zoo.buffer import Paged
+from zoo.buffer import Buffer, Paged, Pending, Pool, Rounded
+from zoo.cache import Held, is_held, waits, write_layers
 from zoo.config import MoE
 
 LAYS_OUT = jax.__version_info__ >= (0, 10)
@@ -27,15 +29,16 @@ def scanned(
 ) -> tuple[Any, Any, dict]:
     """The same repeats by a scan; `pattern` is one of them, and gets parameters that lead with L.
 
-    The cache travels with `carried`, and each repeat reads and writes its own part of it in place:
-    as an input and an output of the scan, it would be held twice. Of pages a repeat reads those it
-    needs, and no part is cut out.
+    The cache travels with `carried`: as an input and an output of the scan, it would be held twice.
+    A repeat reads its part of it where it lies, and what it adds is written after the scan, a row's
+    tokens of all repeats at once. Only where a repeat adds many tokens, or to a state, its part is
+    cut out and put back. Of pages a repeat reads and writes those it needs.
 
     Args:
         pattern: one repeat.
         repeats: L.
         unroll: repeats compiled side by side.
-        carried: [B, ...], what goes from layer to layer.
+        carried: what goes from layer to layer, `x` [B, T, D] and more.
         cache: [L, B, ...], or None.
         context: what all see.
 
@@ -43,19 +46,32 @@ def scanned(
         `carried` after the last repeat, the cache, and the statistics of all, [L, ...].
     """
 
+    tokens = carried.x.shape[1]
+
     def step(pattern: nn.Module, state: tuple, at: jax.Array, context: Any):
-        def cut(whole: Any) -> Any:
+        def cut(held: Held) -> Held:
+            if waits(held, tokens):
+                return type(held)(*(Pending(whole, at) for whole in held))
+            return jax.tree.map(cut_out, held, is_leaf=_is_paged)
+
+        def cut_out(whole: Any) -> Any:
             if _is_paged(whole):
                 return whole._replace(layer=at)
             return lax.dynamic_index_in_dim(whole, at, keepdims=False)
 
         def put(whole: Any, one: Any) -> Any:
-            return one if _is_paged(one) else lax.dynamic_update_index_in_dim(whole, one, at, 0)
+            if isinstance(one, Pending):
+                return whole
+            if _is_paged(one):
+                return one
+            back = functools.partial(lax.dynamic_update_index_in_dim, index=at, axis=0)
+            return jax.tree.map(back, whole, one)
 
         carried, cache = state
-        one = jax.tree.map(cut, cache, is_leaf=_is_paged)
+        one = jax.tree.map(cut, cache, is_leaf=is_held)
         carried, (one, aux) = pattern(carried, one, context)
-        return (carried, jax.tree.map(put, cache, one, is_leaf=_is_paged)), aux
+        cache = jax.tree.map(put, cache, one, is_leaf=_is_buffer)
+        return (carried, cache), (aux, jax.tree.map(_waiting, one, is_leaf=_is_buffer))
 
     scan = nn.scan(
         step,
@@ -68,8 +84,9 @@ def scanned(
         metadata_params={nn.PARTITION_NAME: "layers"},
         check_constancy_invariants=False,  # would trace twice, and no output is broadcast
     )
-    (carried, cache), aux = scan(pattern, (carried, cache), jnp.arange(repeats), context)
-    return carried, cache, aux
+    state, (aux, new) = scan(pattern, (carried, cache), jnp.arange(repeats), context)
+    carried, cache = state
+    return carried, jax.tree.map(_written, cache, new, is_leaf=_is_buffer), aux
 
 
 def staged(
@@ -131,5 +148,19 @@ def _require_partitionable_experts() -> None:
         )
 
 
+def _waiting(buffer: Buffer) -> tuple[Pool, jax.Array] | None:
+    """What of a repeat's part of the cache waits to be written, and from which slots on."""
+    return (buffer.new, buffer.offset) if isinstance(buffer, Pending) else None
+
+
+def _written(whole: Buffer, new: tuple[Pool, jax.Array] | None) -> Buffer:
+    """With what waited in all repeats; their slots are the same."""
+    return whole if new is None else write_layers(whole, new[0], new[1][0])
+
+
 def _is_paged(x: object) -> bool:
     return isinstance(x, Paged)
+
+
+def _is_buffer(x: object) -> bool:
+    return isinstance(x, Paged | Pending | Rounded)
