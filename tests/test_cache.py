@@ -4,10 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tests.examples import CONFIGS
-from zoo import cache
+from zoo import buffer, cache
 from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, MoE, Rope, Stack
 from zoo.decoder import Decoder
 from zoo.describe import shapes
@@ -58,6 +59,30 @@ def test_write_puts_rows_at_their_own_offsets(rng, heads):
     got = cache.write(buffer, new, jnp.array([1, 4]))
     want = buffer.at[0, ..., 1:3, :].set(new[0]).at[1, ..., 4:6, :].set(new[1])
     assert (got == want).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("heads", [(), (4,)])
+def test_tokens_that_wait_are_read_and_written_as_if_they_had_not(rng, heads, dtype):
+    def random(*sizes):
+        return jnp.asarray(rng.normal(size=sizes), jnp.float32)
+
+    shape, offset = (3, 2, *heads, 6, 8), jnp.array([1, 4])
+    whole = buffer.stored(random(*shape), buffer.zeros(shape, jnp.dtype(dtype)))
+    new = random(3, 2, *heads, 2, 8)
+
+    @jax.jit
+    def layer(whole, new, at):
+        """Layer `at`, read while its tokens wait and after they are written; and what waits."""
+        waiting = cache.write(buffer.Pending(whole, at), new, offset)
+        written = cache.write(jax.tree.map(lambda leaf: leaf[at], whole), new, offset)
+        assert waiting.shape == written.shape
+        return waiting.new, written, *(buffer.loaded(b, jnp.float32) for b in (waiting, written))
+
+    waits, want, read, wanted = jax.vmap(layer, (None, 0, 0))(whole, new, jnp.arange(3))
+    np.testing.assert_array_equal(read, wanted)
+    got = jax.jit(cache.write_layers)(whole, waits, offset)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_grow_keeps_tokens_and_adds_room():

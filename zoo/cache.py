@@ -237,33 +237,27 @@ def waits(held: Held, tokens: int) -> bool:
 def write_layers(whole: Pool, new: Pool, offset: jax.Array) -> Pool:
     """Puts new[L, B, ..., T, H], as a buffer keeps them, into whole[L, B, ..., S, H] as `write`.
 
-    Each row by itself, and on a mesh each device its own: XLA writes a slice in place, but gives
-    what a loop or a scatter writes to another layout, which copies the whole on TPU.
+    Each row by itself, and on a mesh each device its own: XLA writes a slice in place, but on TPU
+    gives what a loop or a scatter writes another layout, and copies the whole for it.
     """
 
-    def place(whole: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:
-        for b in range(whole.shape[1]):
-            start = [0] * whole.ndim
-            start[1], start[-2] = b, offset[b]
-            whole = jax.lax.dynamic_update_slice(whole, new[:, b : b + 1], start)
-        return whole
+    def place(whole: Pool, new: Pool, offset: jax.Array) -> Pool:
+        def one(whole: jax.Array, new: jax.Array) -> jax.Array:
+            for b in range(whole.shape[1]):
+                start = (0, b, *(0,) * (whole.ndim - 4), offset[b], 0)
+                whole = jax.lax.dynamic_update_slice(whole, new[:, b : b + 1], start)
+            return whole
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or not nn.get_logical_axis_rules():
-        return jax.tree.map(lambda w, n: place(w, n, offset), whole, new)
+        return jax.tree.map(one, whole, new)
 
-    def place_on_mesh(whole: jax.Array, new: jax.Array) -> jax.Array:
-        names = ("layers", "batch", "kv_heads")[: whole.ndim - 2]
-        axes = nn.logical_to_mesh_axes(names)
-        cuts = [
-            axis if size % math.prod(mesh.shape[a] for a in as_tuple(axis)) == 0 else None
-            for axis, size in zip(axes, whole.shape, strict=False)
-        ]
-        where = PartitionSpec(*cuts), PartitionSpec(*cuts), PartitionSpec(cuts[1])
-        per_device = jax.shard_map(place, in_specs=where, out_specs=where[0], check_vma=False)
-        return per_device(whole, new, offset)
-
-    return jax.tree.map(place_on_mesh, whole, new)
+    mesh, names = jax.sharding.get_abstract_mesh(), ("layers", "batch", "kv_heads")
+    if not mesh.empty and nn.get_logical_axis_rules():
+        spec = nn.logical_to_mesh_axes(names[: len(whole.shape) - 2])
+        parts = [math.prod(mesh.shape[axis] for axis in as_tuple(axes)) for axes in spec]
+        if not any(n % p for n, p in zip(whole.shape, parts, strict=False)):
+            specs = (spec, spec, PartitionSpec(spec[1]))
+            place = jax.shard_map(place, in_specs=specs, out_specs=spec, check_vma=False)
+    return place(whole, new, offset)
 
 
 def advanced(

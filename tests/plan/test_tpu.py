@@ -1,5 +1,7 @@
 """Programs compiled for TPUs by their own compiler: kernels, collectives, memory."""
 
+import re
+
 import jax
 import pytest
 from jax.sharding import SingleDeviceSharding
@@ -9,6 +11,7 @@ from tests.examples import CONFIGS
 from tests.test_expert_parallel import gradient_on
 from zoo import cache, grouped_tpu, owners, sharding
 from zoo.plan import Workload, compiled, hlo, make_plan, parse
+from zoo.sharding import find_rules, make_mesh
 
 pytestmark = [
     pytest.mark.skipif(not compiled.available(), reason="needs libtpu, the extra `plan`"),
@@ -116,6 +119,25 @@ def test_prefill_on_v5p():
     found = plan(DENSE, "v5p:2x2x1", "fsdp=2,tensor=2", "prefill", 4)
     assert calls(found, "splash_mha_fwd") == 6
     assert {axis for one in found.collectives for axis in one.axes} >= {"tensor"}
+
+
+@pytest.mark.parametrize("mesh", ["data=1", "data=2,tensor=2"])
+def test_a_decoding_step_copies_no_layer_of_its_cache(mesh):
+    """Products read it where it lies, and tokens are written there: nothing else makes a part."""
+    topology, rows, heads = ("v6e:1", 8, 2) if mesh == "data=1" else ("v5e:2x2", 4, 1)
+    devices = make_mesh(mesh, compiled.devices(parse(topology)))
+    text = compiled.compile_for(DENSE, Workload("decode", 8, 2048), devices, find_rules()).text
+    layer = rf"{rows},{heads},2048,64\]"
+    made = rf"= [^=]*bf16\[(3,|1,)?{layer}.* (fusion|copy|copy-start|dynamic-slice|scatter)\("
+    assert len(re.findall(rf"bf16\[3,{layer}\S* dynamic-update-slice\(", text)) == 4 * rows
+    assert not [line for line in _unfused(text) if re.search(made, line)]
+
+
+def _unfused(text):
+    """The lines of a program's text that are not part of a fusion."""
+    parts = re.split(r"\n(?=%|ENTRY)", text)
+    fused = set(re.findall(r"fusion\(.*calls=(%[\w.-]+)", text))
+    return [li for part in parts if part.split(" ", 1)[0] not in fused for li in part.split("\n")]
 
 
 def test_latent_decoding_on_tpu7x():
