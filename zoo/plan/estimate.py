@@ -30,7 +30,7 @@ def temporaries(
     Args:
         layout: of the program.
         gradients: bytes of those of a step on a device: of what learns.
-        cache_bytes: of the cache, of which a decoding step copies one repeat of a stack at a time.
+        cache_bytes: of the cache, which stages fetch; others read it where it lies.
         param_bytes: of the parameters, which stages exchange, or fetch from each other.
     """
     cfg, work, tokens = layout.cfg, layout.work, layout.tokens
@@ -44,13 +44,11 @@ def temporaries(
     if work.mode == "decode":
         logits = work.batch * cfg.vocab_size / layout.parts("batch", "vocab")
     if work.mode != "train":
-        repeat = max(len(stack.layers) for stack in cfg.stacks) / len(cfg.layers)
-        copied = cache_bytes * repeat if work.mode == "decode" else 0
-        if any(map(layout.cut, cfg.stacks)):
-            copied += _fetching(layout, cache_bytes, param_bytes)
+        staged = any(map(layout.cut, cfg.stacks))
+        fetched = _fetching(layout, cache_bytes, param_bytes) if staged else 0.0
         if work.mode == "prefill":
-            return copied + 2 * whole * BF16 + _reading(layout)
-        return copied + 2 * whole * BF16 + 2 * widest * BF16 + 4 * boundary + 2 * logits * F32
+            return fetched + 2 * whole * BF16 + _reading(layout)
+        return fetched + 2 * whole * BF16 + 2 * widest * BF16 + 4 * boundary + 2 * logits * F32
     working = 2 * whole * BF16 + 3 * widest * BF16 + 6 * boundary
     if layout.schedule is not None:
         working += _staging(layout, gradients, param_bytes)
