@@ -15,6 +15,7 @@ import pytest
 from jax import export, lax
 
 from zoo import grouped, grouped_cpu, grouped_gpu, grouped_tpu, kernels
+from zoo.layered import Layered
 
 INTERPRETED = {"interpret": True}
 PLATFORMS = {
@@ -324,6 +325,22 @@ def cost(sizes, dim=24, hidden=40):
     rhs = jnp.ones((sizes.size, dim, hidden))
     executed = executed_flops(forward_and_backward, lhs, rhs, jnp.asarray(sizes), grad)
     return executed / (3 * 2 * rows * dim * hidden)
+
+
+@pytest.mark.parametrize("product", [kernels.grouped_matmul, PLATFORMS["tpu"]])
+def test_experts_are_found_among_those_of_all_layers(rng, product):
+    """Of three layers the last and the middle one, with groups of no rows at either end."""
+    if product is not kernels.grouped_matmul:
+        product = functools.partial(product[0].gmm, **product[1])
+    rows, sizes = GROUPS["rows of no group"]
+    sizes = jnp.array([0, *sizes], jnp.int32)
+    lhs, whole = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((rows, 24), (3, len(sizes), 24, 40))
+    )
+    run = jax.jit(lambda at: product(lhs, Layered(whole, at), sizes))
+    for at in (2, 1):
+        close(run(jnp.int32(at)), dense(lhs, whole[at], sizes), jnp.float32)
 
 
 @pytest.mark.parametrize("alone", [False, True])

@@ -25,6 +25,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from zoo import grouped, owners
 from zoo.axes import as_tuple, partition_spec
+from zoo.layered import Layered, cut_out
 from zoo.layers import Gate
 from zoo.lora import whole
 from zoo.owners import Owners
@@ -66,9 +67,9 @@ def expert_mlp(
     x: jax.Array,
     experts: jax.Array,
     weights: jax.Array,
-    gate: jax.Array | Quantized,
-    up: jax.Array | Quantized,
-    down: jax.Array | Quantized,
+    gate: jax.Array | Quantized | Layered,
+    up: jax.Array | Quantized | Layered,
+    down: jax.Array | Quantized | Layered,
     act: Gate = "silu",
     biases: tuple[jax.Array, jax.Array, jax.Array] | None = None,
     weigh_input: bool = False,
@@ -80,11 +81,19 @@ def expert_mlp(
         rows = (a.reshape(-1, a.shape[-1]) for a in (x, experts, weights))
         return grouped.expert_mlp(*rows, gate, up, down, biases=biases, **how).reshape(x.shape)
     held = ((x, 0), (experts, gate.shape[0]), (weights, 0))
-    gate, up, down = (whole(waiting(w, x), x.dtype) for w in (gate, up, down))
+    matrices = tuple(whole(waiting(w, x), x.dtype) for w in (gate, up, down))
+    if placed.sizes.get("stage", 1) > 1:  # cut along L, of which one is cheaper to fetch than all
+        matrices = tuple(map(cut_out, matrices))
     return _per_device(
         functools.partial(_local, placed, how), placed, held,
-        ((gate, up, down), placed.weights), (biases, None if biases is None else placed.biases),
+        (matrices, tuple(map(_where, matrices, placed.weights))),
+        (biases, None if biases is None else placed.biases),
     )  # fmt: skip
+
+
+def _where(w: jax.Array | Layered, spec: PartitionSpec) -> PartitionSpec | Layered:
+    """Where a matrix lies that is cut as `spec`, or where those of all layers do."""
+    return Layered(PartitionSpec(None, *spec), PartitionSpec()) if isinstance(w, Layered) else spec
 
 
 def by_token(function: Callable, x: jax.Array, *shared: jax.Array | None) -> Any:
@@ -199,7 +208,7 @@ def _gathered(arrays: Arrays, specs, names, placed: Placement) -> Arrays:
         for i, (axes, name) in enumerate(zip(spec, logical, strict=True)):
             kept = {"experts": placed.owners, "mlp": placed.hidden}.get(name, ())
             axes = tuple(a for a in as_tuple(axes) if a not in kept)
-            w = lax.all_gather(w, axes, axis=i, tiled=True) if axes else w
+            w = lax.all_gather(cut_out(w), axes, axis=i, tiled=True) if axes else w
         return w
 
     return tuple(map(whole, arrays, specs, names))

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zoo.layered import Layered
+
 # The package exports a function of the same name as this module, which hides the module.
 _megablox = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox.gmm")
 
@@ -24,7 +26,10 @@ them and the sum, are to leave room for the others in the 16 MiB that a v5 core 
 
 
 def gmm(lhs, rhs, group_sizes, *, interpret: bool = False) -> jax.Array:
-    """Rows of each group times the group's matrix: dtype[M, D], dtype[E, D, F] -> dtype[M, F]."""
+    """Rows of each group times the group's matrix: dtype[M, D], dtype[E, D, F] -> dtype[M, F].
+
+    Matrices may be `Layered`.
+    """
     return _gmm(lhs, rhs, group_sizes, False, interpret)
 
 
@@ -48,6 +53,11 @@ def tgmm(lhs, grad, group_sizes, *, interpret: bool = False) -> jax.Array:
 
 
 def _gmm(lhs, rhs, group_sizes, transposed: bool, interpret: bool):
+    first = None
+    if isinstance(rhs, Layered):
+        # The kernel takes the first group's number from each: what is negative lies further on.
+        first = -rhs.layer.astype(jnp.int32) * rhs.shape[0]
+        rhs = rhs.whole.reshape(-1, *rhs.shape[1:])
     rows, width = lhs.shape
     out_width = rhs.shape[1 if transposed else 2]
     tiles = _tiles(rows, group_sizes.shape[0], width, out_width, lhs.dtype)
@@ -57,6 +67,7 @@ def _gmm(lhs, rhs, group_sizes, transposed: bool, interpret: bool):
         group_sizes,
         preferred_element_type=lhs.dtype,
         tiling=tiles,
+        group_offset=first,
         transpose_rhs=transposed,
         interpret=interpret,
     )[:rows]

@@ -30,6 +30,7 @@ from zoo import (
 )
 from zoo.attention import Sight, causal_backward, causal_forward
 from zoo.buffer import Paged
+from zoo.layered import Layered, cut_out
 from zoo.precision import precision
 from zoo.quantized import Form, Quantized, floats
 
@@ -132,13 +133,16 @@ def apart(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def grouped_matmul(
-    lhs: jax.Array, rhs: jax.Array | Quantized, group_sizes: jax.Array, alone: bool = False
+    lhs: jax.Array,
+    rhs: jax.Array | Quantized | Layered,
+    group_sizes: jax.Array,
+    alone: bool = False,
 ) -> jax.Array:
     """Multiplies each group of consecutive rows by the matrix of its group.
 
     Args:
         lhs: dtype[M, D], the rows of group 0 first, then those of group 1, and so on.
-        rhs: dtype[E, D, F], one matrix per group; gradients reach those that are not quantised.
+        rhs: dtype[E, D, F], one matrix per group; gradients reach arrays.
         group_sizes: i32[E], rows per group, any of them zero; their sum is at most M.
         alone: whether no two rows share a group, which a kernel may make use of.
 
@@ -158,7 +162,7 @@ def _grouped_matmul_forward(lhs, rhs, group_sizes, alone):
 def _grouped_matmul_backward(alone, saved, grad):
     lhs, rhs, group_sizes = saved
     lhs_grad = _gmm_transposed(grad, rhs, group_sizes)
-    if isinstance(rhs, Quantized):
+    if not isinstance(rhs, jax.Array):
         return lhs_grad, None, None
     return lhs_grad, _tgmm(lhs, grad, group_sizes).astype(rhs.dtype), None
 
@@ -172,11 +176,14 @@ def _by_platform(name: str, cpu: Callable | None = None):
     `cpu` is another one for CPU.
     """
 
-    kernels = {"tpu": _of_floats(getattr(grouped_tpu, name)), "default": getattr(grouped_cpu, name)}
+    kernels = {
+        "tpu": _of_floats(getattr(grouped_tpu, name)),
+        "default": _of_layer(getattr(grouped_cpu, name)),
+    }
     if cpu is not None:
-        kernels["cpu"] = cpu
+        kernels["cpu"] = _of_layer(cpu)
     if grouped_gpu.triton is not None:
-        kernels["cuda"] = _of_floats(getattr(grouped_gpu, name))
+        kernels["cuda"] = _of_layer(_of_floats(getattr(grouped_gpu, name)))
 
     @jax.jit
     def function(lhs, rhs, group_sizes):
@@ -194,6 +201,11 @@ def _of_floats(kernel: Callable) -> Callable:
         return kernel(lhs, floats(rhs, lhs.dtype), group_sizes)
 
     return function
+
+
+def _of_layer(kernel: Callable) -> Callable:
+    """The kernel, by matrices that may be `Layered`: without other layers'."""
+    return lambda lhs, rhs, group_sizes: kernel(lhs, cut_out(rhs), group_sizes)
 
 
 @functools.cache

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from zoo import kernels
 from zoo.config import MLP, Activation, ClampedSwiGLU, LayerNorm, Norm
+from zoo.layered import Layered, cut_out
 from zoo.lora import Adapted, whole
 from zoo.precision import precision
 from zoo.quantized import Matrix, Quantized, waiting
@@ -144,7 +145,7 @@ def _contract(a: jax.Array, b: jax.Array, a_axes: range, b_axes: range) -> jax.A
 def weight(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> Weight:
     """A parameter of a module as it is held: an array, quantised, or with an adapter."""
     held = module.get_variable("params", name) if module.has_variable("params", name) else None
-    if not isinstance(held, Quantized | Adapted):
+    if not isinstance(held, Quantized | Adapted | Layered):
         return module.param(name, init, shape, module.param_dtype)
     chex.assert_shape(held, shape)
     return held
@@ -231,7 +232,11 @@ class Linear(nn.Module):
         return whole(waiting(self.held, x), self.dtype).astype(self.dtype)
 
     def stack(self, x: jax.Array) -> jax.Array | Quantized:
-        """As `array`, or quantised as it is held where the copies are matrices of their own."""
+        """As `array`, or as it is held: quantised where the copies are matrices of their own, or
+        among other layers'."""
+        if isinstance(self.held, Layered):
+            same = self.held.dtype == self.dtype
+            return self.held if same else cut_out(self.held).astype(self.dtype)
         own = isinstance(self.held, Quantized) and len(self.held.lead) == len(self.stacked)
         return self.held if own else self.array(x)
 

@@ -19,6 +19,7 @@ from zoo.axes import as_tuple
 from zoo.buffer import Buffer, Paged, Pending, Pool, Rounded
 from zoo.cache import Held, is_held, waits, write_layers
 from zoo.config import MoE
+from zoo.layered import of_layer
 
 LAYS_OUT = jax.__version_info__ >= (0, 10)
 """Whether activations within a stage can be told where to lie: JAX 0.7 cannot do that."""
@@ -46,45 +47,35 @@ def scanned(
         `carried` after the last repeat, the cache, and the statistics of all, [L, ...].
     """
 
-    tokens = carried.x.shape[1]
-
-    def step(pattern: nn.Module, state: tuple, at: jax.Array, context: Any):
-        def cut(held: Held) -> Held:
-            if waits(held, tokens):
-                return type(held)(*(Pending(whole, at) for whole in held))
-            return jax.tree.map(cut_out, held, is_leaf=_is_paged)
-
-        def cut_out(whole: Any) -> Any:
-            if _is_paged(whole):
-                return whole._replace(layer=at)
-            return lax.dynamic_index_in_dim(whole, at, keepdims=False)
-
-        def put(whole: Any, one: Any) -> Any:
-            if isinstance(one, Pending):
-                return whole
-            if _is_paged(one):
-                return one
-            back = functools.partial(lax.dynamic_update_index_in_dim, index=at, axis=0)
-            return jax.tree.map(back, whole, one)
-
+    def step(pattern: Callable, state: tuple, at: jax.Array, context: Any):
         carried, cache = state
+        cut = functools.partial(_cut, at=at, tokens=carried.x.shape[1])
         one = jax.tree.map(cut, cache, is_leaf=is_held)
         carried, (one, aux) = pattern(carried, one, context)
-        cache = jax.tree.map(put, cache, one, is_leaf=_is_buffer)
+        cache = jax.tree.map(functools.partial(_put, at=at), cache, one, is_leaf=_is_buffer)
         return (carried, cache), (aux, jax.tree.map(_waiting, one, is_leaf=_is_buffer))
 
-    scan = nn.scan(
-        step,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast),
-        out_axes=0,
-        length=repeats,
-        unroll=min(unroll, repeats),
-        metadata_params={nn.PARTITION_NAME: "layers"},
-        check_constancy_invariants=False,  # would trace twice, and no output is broadcast
-    )
-    state, (aux, new) = scan(pattern, (carried, cache), jnp.arange(repeats), context)
+    at, how = jnp.arange(repeats), dict(length=repeats, unroll=min(unroll, repeats))
+    if cache is None or pattern.is_initializing():
+        scan = nn.scan(
+            step,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            out_axes=0,
+            **how,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+            check_constancy_invariants=False,  # would trace twice, and no output is broadcast
+        )
+        state, (aux, new) = scan(pattern, (carried, cache), at, context)
+    else:
+        params, free = pattern.variables["params"], pattern.clone(parent=None)
+
+        def step_at(state: tuple, at: jax.Array):
+            one = functools.partial(free.apply, {"params": of_layer(params, at)})
+            return step(one, state, at, context)
+
+        state, (aux, new) = lax.scan(step_at, (carried, cache), at, **how)
     carried, cache = state
     return carried, jax.tree.map(_written, cache, new, is_leaf=_is_buffer), aux
 
@@ -146,6 +137,27 @@ def _require_partitionable_experts() -> None:
             f"stage={pipeline.stages()}: JAX {jax.__version__} cannot cut experts over {axes} in "
             f"stages: update JAX to 0.10, or use data instead of {', '.join(gathered)}"
         )
+
+
+def _cut(held: Held, at: jax.Array, tokens: int) -> Held:
+    """What a repeat reads and adds so many tokens to."""
+    if waits(held, tokens):
+        return type(held)(*(Pending(whole, at) for whole in held))
+
+    def one(whole: Paged | jax.Array) -> Paged | jax.Array:
+        if _is_paged(whole):
+            return whole._replace(layer=at)
+        return lax.dynamic_index_in_dim(whole, at, keepdims=False)
+
+    return jax.tree.map(one, held, is_leaf=_is_paged)
+
+
+def _put(whole: Buffer, one: Buffer, at: jax.Array) -> Buffer:
+    """A buffer with what a repeat made of its part, but for what waits."""
+    if isinstance(one, Paged | Pending):
+        return one if _is_paged(one) else whole
+    back = functools.partial(lax.dynamic_update_index_in_dim, index=at, axis=0)
+    return jax.tree.map(back, whole, one)
 
 
 def _waiting(buffer: Buffer) -> tuple[Pool, jax.Array] | None:

@@ -133,6 +133,15 @@ def test_a_decoding_step_copies_no_layer_of_its_cache(mesh):
     assert not [line for line in _unfused(text) if re.search(made, line)]
 
 
+def test_experts_stay_among_those_of_all_layers():
+    """Kernels that decode take the matrices of all three layers, and nothing cuts a layer out."""
+    devices = make_mesh("data=1", compiled.devices(parse("v6e:1")))
+    found = compiled.compile_for(EXPERTS, Workload("decode", 8, 256), devices, find_rules())
+    assert found.counted.kernels == {"gmm": 3 * 3}
+    assert not [line for line in _unfused(found.text) if re.search(r"= bf16\[8,128,128\]", line)]
+    assert len(re.findall(r"custom-call\(.*bf16\[24,128,128\]", found.text)) == 3
+
+
 def _unfused(text):
     """The lines of a program's text that are not part of a fusion."""
     parts = re.split(r"\n(?=%|ENTRY)", text)
