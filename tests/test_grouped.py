@@ -343,6 +343,19 @@ def test_experts_are_found_among_those_of_all_layers(rng, product):
         close(run(jnp.int32(at)), dense(lhs, whole[at], sizes), jnp.float32)
 
 
+def test_gradients_reach_experts_among_those_of_all_layers(rng):
+    sizes = jnp.array([2, 0, 3], jnp.int32)
+    lhs, whole = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((6, 8), (2, 3, 8, 4)))
+
+    def slope(product):
+        return jax.grad(lambda lhs, whole: jnp.sin(product(lhs, whole)).sum(), argnums=(0, 1))
+
+    among = lambda lhs, whole: kernels.grouped_matmul(lhs, Layered(whole, jnp.int32(1)), sizes)  # noqa: E731
+    got = slope(among)(lhs, whole)
+    want = slope(lambda lhs, whole: dense(lhs, whole[1], sizes))(lhs, whole)
+    jax.tree.map(lambda g, w: close(g, w, jnp.float32), got, want)
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_decoding_costs_one_row_per_choice(rng, alone):
     sizes = jnp.asarray(rng.permutation([1] * 8 + [0] * 120), jnp.int32)

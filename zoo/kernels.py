@@ -142,7 +142,7 @@ def grouped_matmul(
 
     Args:
         lhs: dtype[M, D], the rows of group 0 first, then those of group 1, and so on.
-        rhs: dtype[E, D, F], one matrix per group; gradients reach arrays.
+        rhs: dtype[E, D, F], one matrix per group; gradients reach those that are not quantised.
         group_sizes: i32[E], rows per group, any of them zero; their sum is at most M.
         alone: whether no two rows share a group, which a kernel may make use of.
 
@@ -162,9 +162,12 @@ def _grouped_matmul_forward(lhs, rhs, group_sizes, alone):
 def _grouped_matmul_backward(alone, saved, grad):
     lhs, rhs, group_sizes = saved
     lhs_grad = _gmm_transposed(grad, rhs, group_sizes)
-    if not isinstance(rhs, jax.Array):
+    if isinstance(rhs, Quantized):
         return lhs_grad, None, None
-    return lhs_grad, _tgmm(lhs, grad, group_sizes).astype(rhs.dtype), None
+    rhs_grad = _tgmm(lhs, grad, group_sizes).astype(rhs.dtype)
+    if isinstance(rhs, Layered):
+        rhs_grad = Layered(jnp.zeros_like(rhs.whole).at[rhs.layer].set(rhs_grad), None)
+    return lhs_grad, rhs_grad, None
 
 
 grouped_matmul.defvjp(_grouped_matmul_forward, _grouped_matmul_backward)

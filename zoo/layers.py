@@ -39,7 +39,7 @@ GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
 HEADS_FIRST = "w_heads_first"
 """What a `Linear` calls its weight [N, R, H], where it is held beside the one of [R, N, H]."""
 
-Weight = jax.Array | Quantized | Adapted
+Weight = jax.Array | Quantized | Adapted | Layered
 """A matrix as a module holds it."""
 
 

@@ -33,7 +33,8 @@ def scanned(
     The cache travels with `carried`: as an input and an output of the scan, it would be held twice.
     A repeat reads its part of it where it lies, and what it adds is written after the scan, a row's
     tokens of all repeats at once. Only where a repeat adds many tokens, or to a state, its part is
-    cut out and put back. Of pages a repeat reads and writes those it needs.
+    cut out and put back. Of pages a repeat reads and writes those it needs. With a cache, experts'
+    matrices stay among those of all repeats too (`zoo.layered`).
 
     Args:
         pattern: one repeat.
