@@ -12,9 +12,10 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 import zoo
 from tests.test_grouped import of_gpus
-from zoo import owners, sharding
+from zoo import expert_parallel, owners, sharding
 from zoo.axes import partition_spec, unboxed
 from zoo.config import MoE
+from zoo.layered import Layered
 from zoo.moe import MixtureOfExperts
 from zoo.plan import hlo
 
@@ -104,6 +105,26 @@ def test_turns_padding_and_a_crowded_expert_lose_no_token(monkeypatch):
     assert_close(got, want)
     assert max(taken) >= 5
     assert len(taken) == 2 * 8 * (max(taken) + 1)  # forward and backward, each device as often
+
+
+def test_gradients_reach_the_experts_of_one_layer_among_those_of_all(rng):
+    """As decoding has them: on devices that own experts, and on one."""
+    x, weights = rng.normal(size=(8, 2, 16)), rng.uniform(size=(8, 2, 3))
+    experts = rng.permuted(np.broadcast_to(np.arange(8), (8, 2, 8)), axis=-1)[..., :3]
+    shapes = (2, 8, 16, 24), (2, 8, 16, 24), (2, 8, 24, 16)
+    wholes = tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+    @functools.partial(jax.grad, argnums=(0, 1, 2))
+    def loss(wholes, x, weights):
+        matrices = (Layered(whole, jnp.int32(1)) for whole in wholes)
+        return jnp.square(expert_parallel.expert_mlp(x, experts, weights, *matrices)).sum()
+
+    given = wholes, x.astype(np.float32), weights.astype(np.float32)
+    want = jax.jit(loss)(*given)
+    with sharding.use(zoo.make_mesh("expert=8")):
+        got = jax.jit(loss)(*given)
+    assert_close(got, want)
+    assert all(np.abs(grad[1]).max() > 0 == np.abs(grad[0]).max() for grad in want[0])
 
 
 def gradient_on(mesh):

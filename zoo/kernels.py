@@ -30,7 +30,7 @@ from zoo import (
 )
 from zoo.attention import Sight, causal_backward, causal_forward
 from zoo.buffer import Paged
-from zoo.layered import Layered, cut_out
+from zoo.layered import Layered, cut_out, gradient
 from zoo.precision import precision
 from zoo.quantized import Form, Quantized, floats
 
@@ -165,9 +165,7 @@ def _grouped_matmul_backward(alone, saved, grad):
     if isinstance(rhs, Quantized):
         return lhs_grad, None, None
     rhs_grad = _tgmm(lhs, grad, group_sizes).astype(rhs.dtype)
-    if isinstance(rhs, Layered):
-        rhs_grad = Layered(jnp.zeros_like(rhs.whole).at[rhs.layer].set(rhs_grad), None)
-    return lhs_grad, rhs_grad, None
+    return lhs_grad, gradient(rhs, rhs_grad), None
 
 
 grouped_matmul.defvjp(_grouped_matmul_forward, _grouped_matmul_backward)

@@ -40,6 +40,13 @@ def cut_out(w: Any) -> Any:
     return _at(w.whole, w.layer) if isinstance(w, Layered) else w
 
 
+def gradient(w: Any, of_layer: jax.Array) -> Any:
+    """That of a parameter from that of what `cut_out` makes of it: other layers have none."""
+    if not isinstance(w, Layered):
+        return of_layer
+    return Layered(jnp.zeros_like(w.whole).at[w.layer].set(of_layer), None)
+
+
 def of_layer(params: dict, layer: jax.Array) -> dict:
     """The parameters of a layer i32[] of a stack [L, ...], those of experts `Layered`."""
 

@@ -22,6 +22,7 @@ from jax import lax
 
 from zoo import exchange, grouped, kernels
 from zoo.exchange import Group
+from zoo.layered import Layered, cut_out, gradient
 from zoo.layers import Gate
 
 SLACK = 2
@@ -50,6 +51,7 @@ class Owners(NamedTuple):
 
 
 Three = tuple[jax.Array, jax.Array, jax.Array]
+Matrices = tuple[jax.Array | Layered, jax.Array | Layered, jax.Array | Layered]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -58,7 +60,7 @@ def expert_mlp(
     x: jax.Array,
     experts: jax.Array,
     weights: jax.Array,
-    matrices: Three,
+    matrices: Matrices,
     biases: Three | None,
 ) -> jax.Array:
     """Within `shard_map`: `zoo.grouped.expert_mlp` of a device's tokens, by the experts of all.
@@ -66,7 +68,7 @@ def expert_mlp(
     Args:
         owners: who and how.
         x: dtype[n, D].
-        experts: i32[n, C].
+        experts: i32[n, C], different ones for each token.
         weights: f32[n, C].
         matrices: gate, up and down of the E / P experts that this device owns.
         biases: of gate, up and down, likewise.
@@ -93,7 +95,8 @@ def _forward(owners, x, experts, weights, matrices, biases):
 
 
 def _backward(owners, saved, grad):
-    x, experts, weights, *learnt = saved
+    x, experts, weights, matrices, biases = saved
+    learnt = tuple(map(cut_out, matrices)), biases
     parted = _parted(owners, x, experts, weights, learnt[0][0].shape[0])
     grads = grouped.dispatch(grad, parted.order)
 
@@ -101,7 +104,7 @@ def _backward(owners, saved, grad):
         trip, wanted = parted.at(at)
         *given, grad = (kernels.send(part, trip, parted.group) for part in (*parted.rows, grads))
 
-        def work(rows: jax.Array, scale: jax.Array, learnt: list) -> jax.Array:
+        def work(rows: jax.Array, scale: jax.Array, learnt: tuple) -> jax.Array:
             return _work(owners, rows, scale, wanted, *learnt)
 
         *found, more = jax.vjp(work, *given, learnt)[1](grad)
@@ -111,10 +114,11 @@ def _backward(owners, saved, grad):
         return *home, jax.tree.map(jnp.add, sums, more)
 
     zeros = jax.tree.map(jnp.zeros_like, (*parted.rows, learnt))
-    x_grad, weights_grad, learnt_grad = parted.in_turns(turn, zeros)
+    x_grad, weights_grad, (matrices_grad, biases_grad) = parted.in_turns(turn, zeros)
+    matrices_grad = tuple(map(gradient, matrices, matrices_grad))
     x_grad = grouped.summed(x_grad, parted.order, len(x))
     weights_grad = weights_grad[parted.order.inverse].reshape(weights.shape)
-    return x_grad, None, weights_grad, *learnt_grad
+    return x_grad, None, weights_grad, matrices_grad, biases_grad
 
 
 expert_mlp.defvjp(_forward, _backward)
@@ -163,7 +167,9 @@ def _parted(owners: Owners, x, experts, weights, owned: int) -> _Parted:
     return _Parted(rows, order, counts, group, owners.others, math.ceil(owners.size * slots / room))
 
 
-def _work(owners: Owners, rows, scale, wanted, matrices: Three, biases: Three | None) -> jax.Array:
+def _work(
+    owners: Owners, rows, scale, wanted, matrices: Matrices, biases: Three | None
+) -> jax.Array:
     """What this device's experts make of dtype[R, D]; zeros of what wants none."""
     how = dict(act=owners.act, biases=biases, weigh_input=owners.weigh_input)
     return grouped.expert_mlp(rows, wanted[:, None], scale[:, None], *matrices, **how)
