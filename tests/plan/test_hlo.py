@@ -146,3 +146,69 @@ def test_text_of_a_tpu():
     (gather,) = found.collectives
     assert (gather.kind, gather.axes, gather.size) == ("all-gather", ("fsdp",), 2)
     assert (gather.calls, gather.bytes) == (5, 5 * 128 * 8 * 2)
+
+
+LOOP = """HloModule jit_step, is_scheduled=true
+
+%condition (loop: (s32[], bf16[64,8], s32[])) -> pred[] {
+  %loop = (s32[], bf16[64,8]{1,0}, s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%loop), index=0
+  %known = s32[] constant(7)
+  %none = s32[] constant(0)
+  %asked = s32[] get-tuple-element(%loop), index=2
+  ROOT %less = pred[] compare(@COMPARED@)
+}
+
+%body (loop.1: (s32[], bf16[64,8], s32[])) -> (s32[], bf16[64,8], s32[]) {
+  %loop.1 = (s32[], bf16[64,8]{1,0}, s32[]) parameter(0)
+  %at = s32[] get-tuple-element(%loop.1), index=0
+  %x = bf16[64,8]{1,0} get-tuple-element(%loop.1), index=1
+  %last = s32[] get-tuple-element(%loop.1), index=2
+  %two = s32[] constant(2)
+  %next = s32[] add(%at, %two)
+  %y = bf16[64,64]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  ROOT %out = (s32[], bf16[64,8]{1,0}, s32[]) tuple(%next, %x, /*index=2*/%last)
+}
+
+ENTRY %main (x: bf16[64,8], n: s32[]) -> (s32[], bf16[64,8], s32[]) {
+  %x.1 = bf16[64,8]{1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %one = s32[] constant(@START@)
+  %first = s32[] copy(%one)
+  %given = (s32[], bf16[64,8]{1,0}, s32[]) tuple(%first, %x.1, /*index=2*/%n)
+  ROOT %while.1 = (s32[], bf16[64,8]{1,0}, s32[]) while(%given), condition=%condition, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("compared", "start", "runs"),
+    [
+        ("%i, %known), direction=LT", 0, 4),
+        ("%i, %known), direction=LT", 1, 3),
+        ("%i, %asked), direction=LT", 0, 1),
+        ("%i, %none), direction=GT", 0, 1),
+        ("%i, %known), direction=NE", 0, 1),
+    ],
+)
+def test_a_loop_that_is_not_known_to_end_counts_once(compared, start, runs):
+    """Others count from where they start, in their steps."""
+    text = LOOP.replace("@COMPARED@)", compared).replace("@START@", str(start))
+    assert hlo.count(text).flops == runs * 2 * 64 * 64 * 8
+
+
+@pytest.mark.parametrize(("sent", "kept"), [(48, 512), (512, 48)])
+def test_ragged_rows_are_those_that_there_are(sent, kept):
+    """To the devices of their experts, and home: one side of both is a buffer for the worst."""
+    text = f"""HloModule jit_step
+
+ENTRY %main (rows: bf16[{sent},16], at: s32[4]) -> bf16[{kept},16] {{
+  %rows = bf16[{sent},16]{{1,0}} parameter(0)
+  %at = s32[4]{{0}} parameter(1)
+  %empty = bf16[{kept},16]{{1,0}} broadcast()
+  ROOT %r = bf16[{kept},16]{{1,0}} ragged-all-to-all(%rows, %empty, %at, %at, %at, \
+/*index=5*/%at), channel_id=1, replica_groups={{{{0,1,2,3}}}}
+}}
+"""
+    found = hlo.count(text, [("expert", 4)]).collectives
+    assert found == [hlo.Collective("ragged-all-to-all", ("expert",), 4, 1, 48 * 16 * 2)]

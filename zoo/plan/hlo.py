@@ -13,28 +13,31 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from zoo.plan.instructions import (
+    SHAPE,
+    Instruction,
+    bytes_of,
+    dims_of,
+    operand_shape,
+    parse,
+    runs_of,
+    split,
+)
+
 COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
     "collective-permute", "collective-broadcast",
 )  # fmt: skip
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0}
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*->.*\{$")
-_CALLS = re.compile(
-    r"\b(calls|to_apply|body|condition|branch_computations|true_computation|false_computation)="
-    r"(?:\{([^}]*)\}|(%?[\w.\-]+))"
-)
-_NAMED = re.compile(r"\s+(ROOT )?%?[\w.\-]+ = ")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _STATED = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
-_SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 
 
 @dataclass(frozen=True)
 class Collective:
     """One kind over one set of mesh axes: `calls`, and `bytes` that a device puts in or gets out.
 
-    `bytes` is the larger of what goes in and what comes out, over all calls of the program.
+    `bytes` is the larger of what goes in and what comes out, over all calls of the program; of
+    ragged rows the smaller, of which there cannot be more.
     `size` is the number of devices that take part together.
     """
 
@@ -66,16 +69,6 @@ class Counted:
     kernels: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Instruction:
-    name: str
-    shape: str
-    opcode: str
-    operands: str
-    attributes: str
-    root: bool = False
-
-
 def count(text: str, mesh: Sequence[tuple[str, int]] = ()) -> Counted:
     """Counts a compiled program's text (`compiled.as_text()`).
 
@@ -83,8 +76,8 @@ def count(text: str, mesh: Sequence[tuple[str, int]] = ()) -> Counted:
         text: optimised HLO, of one device of a partitioned program.
         mesh: names and sizes of the mesh's axes, in its order of devices; names collectives' axes.
     """
-    computations, entry = _parse(text)
-    runs = _runs(computations, entry)
+    computations, entry = parse(text)
+    runs = runs_of(computations, entry)
     found, totals, known = Counted(), {}, {}
     for name, instructions in computations.items():
         times = runs.get(name, 0)
@@ -106,115 +99,14 @@ def count(text: str, mesh: Sequence[tuple[str, int]] = ()) -> Counted:
     return found
 
 
-def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-    computations: dict[str, list[_Instruction]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        if current is None:
-            if (header := _HEADER.match(line)) is not None:
-                current = computations.setdefault(header[2], [])
-                entry = header[2] if header[1] else entry
-        elif line.rstrip() == "}":
-            current = None
-        elif _NAMED.match(line):  # what kernels say of themselves may take further lines
-            current.append(_instruction(line))
-    return computations, entry
-
-
-def _instruction(line: str) -> _Instruction:
-    name, _, rest = line.strip().removeprefix("ROOT ").partition(" = ")
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    start = rest.index("(")
-    stop = _closing(rest, start)
-    operands, attributes = rest[start + 1 : stop], rest[stop + 1 :]
-    root = line.lstrip().startswith("ROOT ")
-    return _Instruction(name.lstrip("%"), shape, rest[:start], operands, attributes, root)
-
-
-def _closing(text: str, start: int) -> int:
-    depth = 0
-    for i in range(start, len(text)):
-        depth += (text[i] == "(") - (text[i] == ")")
-        if not depth:
-            return i
-    return len(text)
-
-
-def _runs(computations: dict[str, list[_Instruction]], entry: str) -> dict[str, int]:
-    """How often each computation runs. Callers stand behind what they call, so last comes first."""
-    runs = {entry: 1}
-    for name in reversed(list(computations)):
-        for one in computations[name]:
-            for group in _CALLS.finditer(one.attributes):
-                times = _trips(one, computations) if group[1] == "body" else 1
-                for callee in re.findall(r"[\w.\-]+", group[2] or group[3]):
-                    runs[callee] = runs.get(callee, 0) + times * runs.get(name, 0)
-    return runs
-
-
-def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
-    """Of a while loop: what XLA knows, else its bound over the step of its counter, else 1."""
-    if (known := _TRIPS.search(loop.attributes)) is not None:
-        return int(known[1])
-    condition = computations.get(_called(loop, "condition"), [])
-    bounds = [int(i.operands) for i in condition if i.opcode == "constant" and i.operands.isdigit()]
-    if len(bounds) != 1:
-        return 1
-    counter = next((i for i in condition if i.opcode == "get-tuple-element"), None)
-    body = _called(loop, "body")
-    step = None if counter is None else _added(_index(counter), body, computations, {})
-    return -(-bounds[0] // (step or 1))
-
-
-def _called(one: _Instruction, role: str) -> str:
-    found = re.search(rf"\b{role}=%?([\w.\-]+)", one.attributes)
-    return "" if found is None else found[1]
-
-
-def _index(one: _Instruction) -> int:
-    found = re.search(r"\bindex=(\d+)", one.attributes)
-    return int(found[1]) if found is not None else 0
-
-
-def _added(index: int, computation: str, computations: dict, given: dict[int, int]) -> int | None:
-    """The constant in the sum that a computation returns as its element `index`, if it is one.
-
-    `given` has the constants among its parameters. Loops that XLA unrolled count by more than one.
-    """
-    inside = {one.name: one for one in computations.get(computation, [])}
-    root = next((one for one in inside.values() if one.root), None)
-    if root is None:
-        return None
-    names = [name.split()[-1].lstrip("%") for name in _split(root.operands)]
-    one = inside.get(names[index]) if root.opcode == "tuple" and index < len(names) else root
-    if one is not None and one.opcode == "get-tuple-element":
-        index, one = _index(one), inside.get(one.operands.strip().lstrip("%"))
-    if one is None:
-        return None
-
-    def constant(name: str) -> int | None:
-        found = inside.get(name.split()[-1].lstrip("%"))
-        if found is not None and found.opcode == "parameter":
-            return given.get(int(found.operands))
-        number = found is not None and found.opcode == "constant" and found.operands.isdigit()
-        return int(found.operands) if number else None
-
-    values = [constant(name) for name in _split(one.operands) if name.strip()]
-    if one.opcode == "fusion":
-        known = {i: value for i, value in enumerate(values) if value is not None}
-        return _added(index, _called(one, "calls"), computations, known)
-    return next((value for value in values if value), None) if one.opcode == "add" else None
-
-
-def _flops(one: _Instruction, shapes: dict[str, str]) -> float:
+def _flops(one: Instruction, shapes: dict[str, str]) -> float:
     """Of a product, or what a kernel says that it costs, if it does."""
     if (stated := _STATED.search(one.attributes)) is not None:
         return float(stated[1])
     if one.opcode not in ("dot", "convolution"):
         return 0.0
-    left, right = (_sizes(_operand(o, shapes)) for o in _split(one.operands)[:2])
-    out = _sizes(one.shape)
+    left, right = (dims_of(operand_shape(o, shapes)) for o in split(one.operands)[:2])
+    out = dims_of(one.shape)
     if one.opcode == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)
         depth = math.prod(left[int(d)] for d in contracted[1].split(",") if d) if contracted else 1
@@ -252,13 +144,13 @@ def _valid(size, kernel, out, stride, low, dilate, kernel_dilate) -> int:
     return int(((at >= 0) & (at <= (size - 1) * dilate) & (at % dilate == 0)).sum())
 
 
-def _kernel(one: _Instruction) -> str | None:
+def _kernel(one: Instruction) -> str | None:
     """The name of a Pallas kernel, which XLA names its call by."""
     kernel = one.opcode == "custom-call" and "tpu_custom_call" in one.attributes
     return re.sub(r"[.\d]+$", "", one.name) if kernel else None
 
 
-def _kind(one: _Instruction, computation: str) -> str | None:
+def _kind(one: Instruction, computation: str) -> str | None:
     opcode = one.opcode.removesuffix("-start")
     if opcode not in COLLECTIVES:
         return None
@@ -267,7 +159,7 @@ def _kind(one: _Instruction, computation: str) -> str | None:
     return opcode
 
 
-def _is_new(one: _Instruction, computation: str, known: dict[tuple, str]) -> bool:
+def _is_new(one: Instruction, computation: str, known: dict[tuple, str]) -> bool:
     """TPUs run one collective beside several fusions, each of which names it: by its channel, by
     what it was in the program, and by its shape. Keys and values that go around a ring share all
     three too, but stand in one computation. Those that XLA joins have the first channel, and were
@@ -276,14 +168,18 @@ def _is_new(one: _Instruction, computation: str, known: dict[tuple, str]) -> boo
     named = re.search(r'op_name="[^"]*"', one.attributes)
     if channel is None or (channel[1] == "1" and named is None):
         return True
-    key = channel[0], named and named[0], tuple(_SHAPE.findall(one.shape))
+    key = channel[0], named and named[0], tuple(SHAPE.findall(one.shape))
     return known.setdefault(key, computation) == computation
 
 
-def _moved(one: _Instruction, shapes: dict[str, str]) -> int:
-    """Bytes of a collective: of its largest side."""
-    inputs = sum(_bytes(_operand(o, shapes)) for o in _split(one.operands))
-    output = _bytes(one.shape)
+def _moved(one: Instruction, shapes: dict[str, str]) -> int:
+    """Bytes of a collective: of its largest side. What ragged rows come from and go to may be
+    buffers for more than there can be; the smaller one is the most that moves."""
+    sides = [bytes_of(operand_shape(o, shapes)) for o in split(one.operands)]
+    if one.opcode.startswith("ragged-all-to-all"):
+        return min(sides[:2])
+    inputs = sum(sides)
+    output = bytes_of(one.shape)
     if one.opcode.endswith("-start") and one.shape.startswith("("):
         output -= inputs  # a start returns what went in, too
     return max(inputs, output)
@@ -338,36 +234,3 @@ def _iota(text: str) -> np.ndarray:
     dims = [int(n) for n in sizes]
     found = np.arange(math.prod(dims)).reshape(dims)
     return found.transpose([int(n) for n in axes]) if axes else found
-
-
-def _operand(text: str, shapes: dict[str, str]) -> str:
-    """The shape of an operand, which the text names, or spells out before the name."""
-    found = _SHAPE.search(text)
-    return text if found is not None else shapes.get(text.strip().lstrip("%"), "")
-
-
-def _split(operands: str) -> list[str]:
-    """At the commas outside of brackets."""
-    parts, depth, start = [], 0, 0
-    for i, c in enumerate(operands):
-        depth += (c in "([{") - (c in ")]}")
-        if c == "," and not depth:
-            parts.append(operands[start:i])
-            start = i + 1
-    return [*parts, operands[start:]]
-
-
-def _sizes(shape: str) -> list[int]:
-    found = _SHAPE.search(shape)
-    return [int(n) for n in found[2].split(",") if n] if found is not None else []
-
-
-def _bytes(shape: str) -> int:
-    total = 0
-    for kind, sizes in _SHAPE.findall(shape):
-        bits = _BITS.get(kind)
-        if bits is None:
-            digits = re.search(r"\d+", kind)
-            bits = int(digits[0]) if digits else 8
-        total += math.prod(int(n) for n in sizes.split(",") if n) * bits // 8
-    return total
