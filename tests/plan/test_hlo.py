@@ -134,7 +134,7 @@ def test_what_shares_a_channel_is_several():
     found = hlo.count(RING, [("fsdp", 2), ("context", 2)]).collectives
     assert found == [
         hlo.Collective("all-reduce", ("context",), 2, 2, 2 * 8 * 2),
-        hlo.Collective("collective-permute", ("fsdp", "context"), 2, 2, 2 * 64 * 2),
+        hlo.Collective("collective-permute", ("fsdp", "context"), 2, 2, 2 * 64 * 2, 2 * 64 * 2),
     ]
 
 
@@ -211,4 +211,97 @@ ENTRY %main (rows: bf16[{sent},16], at: s32[4]) -> bf16[{kept},16] {{
 }}
 """
     found = hlo.count(text, [("expert", 4)]).collectives
-    assert found == [hlo.Collective("ragged-all-to-all", ("expert",), 4, 1, 48 * 16 * 2)]
+    moved = 48 * 16 * 2
+    assert found == [hlo.Collective("ragged-all-to-all", ("expert",), 4, 1, moved, moved)]
+
+
+PARTS = """HloModule jit_step, is_scheduled=true
+
+%product (p: bf16[64,8]) -> bf16[64,64] {
+  %p = bf16[64,8]{1,0} parameter(0)
+  ROOT %y = bf16[64,64]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={1}, \
+backend_config={"window_config":{"estimated_cycles":"1000000"}}
+}
+
+%around (q: bf16[64,8]) -> bf16[64,64] {
+  %q = bf16[64,8]{1,0} parameter(0)
+  ROOT %inner = bf16[64,64]{1,0} fusion(%q), kind=kOutput, calls=%product
+}
+
+%moved (r: bf16[64,8]) -> bf16[64,8] {
+  %r = bf16[64,8]{1,0} parameter(0)
+  %beside = bf16[64,8]{1,0} all-gather(%r), channel_id=3, replica_groups={{0,1}}, dimensions={0}
+  ROOT %s = bf16[64,8]{1,0} negate(%r)
+}
+
+%condition (loop: (s32[], bf16[64,8])) -> pred[] {
+  %loop = (s32[], bf16[64,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%loop), index=0
+  %bound = s32[] constant(4)
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}
+
+%body (loop.1: (s32[], bf16[64,8])) -> (s32[], bf16[64,8]) {
+  %loop.1 = (s32[], bf16[64,8]{1,0}) parameter(0)
+  %x = bf16[64,8]{1,0} get-tuple-element(%loop.1), index=1
+  %waited = bf16[64,8]{1,0} all-gather(%x), channel_id=4, replica_groups={{0,1}}, dimensions={0}
+  @LAYER@
+  ROOT %out = (s32[], bf16[64,8]{1,0}) tuple(%x, %x)
+}
+
+ENTRY %main (g: (s32[], bf16[64,8])) -> (s32[], bf16[64,8]) {
+  %g = (s32[], bf16[64,8]{1,0}) parameter(0)
+  %after = bf16[64,8]{1,0} multiply(%g), metadata={op_name="jit(step)/mul"}, \
+backend_config={"window_config":{"estimated_cycles":"7"}}
+  ROOT %while.1 = (s32[], bf16[64,8]{1,0}) while(%g), condition=%condition, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("named", "calls", "part"),
+    [
+        ("jvp(Decoder.hidden)/layer_0/ffn/mlp/gate/dot_general", "around", "MLP, products"),
+        ("jvp(Decoder.hidden)/layer_0/ffn/mlp/gate/dot_general", "moved", "MLP, moving data"),
+        ("Decoder._run/while/body/ffn/moe/shard_map/mul", "moved", "experts, elementwise"),
+        ("attention/layer_0._mixed/attn/attn._projected/q/dot_general", "product",
+         "attention, projections, products"),
+        ("attention/layer_0._mixed/attn/attn._projected/q/dot_general", "moved",
+         "attention, the rest, moving data"),
+        ("attention/layer_0._mixed/attn/dot_general", "product", "attention, the rest, products"),
+        ("attention/layer_0._mixed/attn/q_norm/rsqrt", "moved",
+         "norms and residuals, elementwise"),
+        ("jvp()/while/body/closed_call/dot_general", "product",
+         "embedding, head and loss, products"),
+        ("Decoder._run/while/body/jit(f)/dynamic_update_slice", "moved",
+         "between layers, or unnamed, moving data"),
+        (None, "moved", "between layers, or unnamed, moving data"),
+    ],
+)  # fmt: skip
+def test_cycles_are_those_of_what_cores_do(named, calls, part):
+    """Each as often as it runs, by parts of the model; not again what a fusion is made of."""
+    name = "" if named is None else f'metadata={{op_name="jit(step)/{named}"}}, '
+    line = f'%f = bf16[64,8]{{1,0}} fusion(%x), calls=%{calls}, {name}backend_config={{"a":\
+{{"estimated_cycles":"100"}}}}'
+    found = hlo.count(PARTS.replace("@LAYER@", line), [("fsdp", 2)])
+    cycles = {", ".join(key): value for key, value in found.cycles.items()}
+    assert cycles == {part: 4 * 100, "optimizer, elementwise": 7}
+    (gather,) = found.collectives
+    assert gather.alone == 4 * 64 * 8 * 2
+    assert gather.bytes == (2 if calls == "moved" else 1) * gather.alone
+
+
+@pytest.mark.parametrize(
+    ("kernel", "products"),
+    [("splash_mha_fwd_residuals", 2), ("splash_mha_dq_no_residuals", 3), ("splash_mha_dkv", 4)],
+)
+def test_attention_kernels_by_hand(kernel, products):
+    """Two products per pair of a query and a key forward, three and four backward, on 8 heads."""
+    shapes = ("s8[1,4,4]", "bf16[2,8,512,64]", "bf16[2,4,512,64]", "bf16[2,4,512,64]", "s32[2,512]")
+    given = ", ".join(f"{shape} %p{i}" for i, shape in enumerate(shapes))
+    line = f'%{kernel}.1 = bf16[64,8] custom-call({given}), custom_call_target="tpu_custom_call"'
+    found = hlo.count(PARTS.replace("@LAYER@", line))
+    assert found.attended == 4 * products * 2 * (2 * 8 * 512) * 512 * 64
+    assert not found.given
+    other = hlo.count(PARTS.replace("@LAYER@", line.replace(kernel, "unknown")))
+    assert sum(other.given.values()) == 4 * (16 + 2 * (2 * 8 + 2 * 8) * 512 * 64 + 4 * 2 * 512)

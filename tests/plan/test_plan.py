@@ -11,7 +11,7 @@ from tests.training.tiny import get_config
 from zoo import sharding
 from zoo.config import Config
 from zoo.describe import size
-from zoo.plan import CHIPS, Workload, hardware, make_plan, parse
+from zoo.plan import CHIPS, Workload, hardware, kernels, make_plan, parse
 from zoo.plan.hlo import Collective, Counted
 from zoo.plan.layout import Layout
 from zoo.plan.planner import _collectives
@@ -142,6 +142,32 @@ def test_measured_runs_stay_below_the_roofline(name, topology, mesh, batch, leng
     found = plan(name, topology, mesh, "train", batch, length)
     assert published < found.mfu(found.least_seconds)
     assert 0.6 < published / found.mfu(found.seconds) < 1.05
+
+
+def test_kernels_by_hand():
+    """Of attention what its blocks of 512 do not skip; rows of experts that there are, not those
+    that buffers hold; matrices that have to be read."""
+    cfg, topology = zoo.config("mixtral-8x7b"), parse("v5p:2x1x1")
+    peak, layers = topology.chip.flops, 3 * 32 * 4096 * 14336
+    train, decode = Workload("train", 4, 2048), Workload("decode", 4, 2048)
+    counted = Counted(attended=1e15, stated=1e20, given={("MLP", "products"): 2765e9})
+
+    def seconds(cfg, work, counted=counted):
+        layout = Layout(cfg, work, {"expert": 2}, sharding.find_rules(None))
+        return kernels.seconds(counted, layout, topology)
+
+    found = seconds(cfg, train)
+    assert found["attention, the rest", "products"] == 1e15 * (1 + 2 + 3 + 4) / 16 / peak
+    assert found["experts", "products"] == (3 + 1) * 2 * layers * 2 * 4 * 2048 / 2 / peak
+    assert found["MLP", "products"] == 1
+    small = seconds(cfg, train, Counted(stated=1e12))
+    assert list(small) == [("experts", "products")]
+    touched = 1 - (1 - 2 / 8) ** 4
+    read = seconds(cfg, decode)["experts", "products"]
+    assert read == pytest.approx(2 * layers * 8 * touched / 2 / topology.chip.hbm)
+    near = seconds(zoo.config("gemma-3-1b"), train)["attention, the rest", "products"]
+    seen = (22 * (1 + 3 * 2) + 4 * 10) / 26  # blocks: 22 layers of 26 see 512 tokens back
+    assert near == pytest.approx(1e15 * seen / 16 / peak)
 
 
 def test_links_by_hand():

@@ -51,6 +51,21 @@ def test_training_on_one_v5e():
     assert not found.collectives
     needed = found.model_flops + found.recomputed
     assert 0.6 < found.product_flops / needed < 1.1
+    places = {place for place, kind in found.busy if kind == "products"}
+    assert places >= {"attention, projections", "attention, the rest", "MLP"}
+    assert sum(found.busy.values()) == found.compiled_seconds > found.compute_seconds
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e", "tpu7x"])
+def test_clocks_make_peaks_of_cycles(chip):
+    """The compiler expects a large product to come near a device's peak, and not to exceed it."""
+    topology = parse(f"{chip}:1")
+    where = SingleDeviceSharding(compiled.devices(topology)[0])
+    square = jax.ShapeDtypeStruct((16384, 16384), "bfloat16", sharding=where)
+    counted = hlo.count(jax.jit(jax.numpy.matmul).lower(square, square).compile().as_text())
+    rate = counted.flops * topology.chip.clock / sum(counted.cycles.values())
+    assert counted.flops == 2 * 16384**3
+    assert 0.75 < rate / (topology.chip.flops / topology.chip.cores) < 1
 
 
 def test_experts_on_one_v6e():
@@ -60,6 +75,7 @@ def test_experts_on_one_v6e():
     assert 3 * (3 + 2 + 3) <= found.kernels["gmm"] <= 3 * (3 + 3 + 3)
     assert calls(found, "splash_mha_fwd") == 2 * 3
     assert 0.7 < found.product_flops / (found.model_flops + found.recomputed) < 1.15
+    assert found.busy["experts", "products"] > 0
 
 
 def test_training_on_four_v5e_gathers_weights():
@@ -70,6 +86,8 @@ def test_training_on_four_v5e_gathers_weights():
     alone = plan(DENSE, "v5e:1", "", "train", 4)
     assert found.product_flops == pytest.approx(alone.product_flops, rel=0.1)
     assert found.memory.optimizer < 0.6 * alone.memory.optimizer
+    assert alone.waiting_seconds == 0 < found.waiting_seconds <= found.link_seconds
+    assert found.compiled_seconds == sum(found.busy.values()) + found.waiting_seconds
 
 
 def test_experts_on_four_v5e_stay_and_their_tokens_travel():

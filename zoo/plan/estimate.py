@@ -13,6 +13,7 @@ import math
 from zoo.config import MLA, Layer, MoE
 from zoo.hf.layout import shapes
 from zoo.plan.layout import BF16, F32, Layout, Run
+from zoo.plan.workload import Workload
 from zoo.training.losses import most_logits
 
 LOGITS, LOGITS_OF_PARTS = 1.25, 3
@@ -127,10 +128,7 @@ def memory_traffic(layout: Layout, state_bytes: int, cache_bytes: int) -> float:
     Activations are read and written by every product and every norm; a training step does that
     forward, for the recomputation, and twice backward, and reads and writes its state once.
     """
-    cfg, work = layout.cfg, layout.work
-    passes = {"everything": 4, "cheap": 3.2, "nothing": 3}[work.remat] * work.accumulate
-    passes = passes if work.mode == "train" else 1
-    total = 0.0
+    cfg, work, passes, total = layout.cfg, layout.work, _passes(layout.work), 0.0
     for run in layout.runs():
         activations = run.tokens * 2 * (layout.width(run.layer) + 4 * cfg.embed_dim) * BF16
         weights = layout.gathered(run.layer) * _touched(layout, run) * BF16
@@ -140,6 +138,22 @@ def memory_traffic(layout: Layout, state_bytes: int, cache_bytes: int) -> float:
     if work.mode == "train":
         return total + 3 * head + 6 * logits + 3 * state_bytes
     return total + head + cache_bytes * (1 if work.mode == "decode" else 2)
+
+
+def expert_traffic(layout: Layout) -> float:
+    """The part of it that is matrices of routed experts."""
+    return (
+        _passes(layout.work)
+        * BF16
+        * sum(run.times * layout.routed(run.layer) * _touched(layout, run) for run in layout.runs())
+    )
+
+
+def _passes(work: Workload) -> float:
+    """How often a program goes through its layers."""
+    if work.mode != "train":
+        return 1
+    return {"everything": 4, "cheap": 3.2, "nothing": 3}[work.remat] * work.accumulate
 
 
 def _touched(layout: Layout, run: Run) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from zoo.config import MLA, MLP, Attention, Config, GatedDelta, Layer, MoE, Stack
 from zoo.hf.layout import layer_shapes
+from zoo.plan.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,31 @@ class Work:
     @property
     def _parts(self) -> tuple[float, float, float, float]:
         return self.weights, self.experts, self.attention, self.head
+
+
+def forward_of(cfg: Config, work: Workload) -> Work:
+    """The forward pass of a program, of all chips together."""
+    if work.mode == "decode":
+        return forward(cfg, work.batch, 1, work.length - 1)
+    if work.mode == "prefill":
+        return forward(cfg, work.batch, work.length, logits=1)
+    found = forward(cfg, work.batch, work.length)
+    return found + predictors(cfg, work.batch, work.length) if work.mtp_loss else found
+
+
+def passes(forward: Work, work: Workload) -> tuple[float, float]:
+    """What a program makes of a forward pass, and what recomputing that adds."""
+    if work.mode != "train":
+        return forward.total, 0.0
+    again = {
+        "nothing": 0.0,
+        "cheap": forward.attention,
+        "everything": forward.total - forward.head,
+    }[work.remat]
+    if work.lora is None:
+        return 3 * forward.total, again
+    # What stays has no gradient of its own; products of adapters are a percent, and not counted.
+    return 2 * forward.total + forward.attention, again
 
 
 def forward(cfg: Config, batch: int, tokens: int, past: int = 0, logits: int | None = None) -> Work:

@@ -28,6 +28,7 @@ class Chip:
         dims: axes of the torus that links make; 0 for GPUs.
         ring: chips of an axis from which on its links close to a ring.
         cores: JAX devices per chip, which share its memory.
+        clock: cycles per second of the compiler's estimates; 0 where it makes none.
         node: chips per host that links join; all of a TPU slice.
     """
 
@@ -42,6 +43,7 @@ class Chip:
     ring: int = 1
     cores: int = 1
     node: int = 8
+    clock: float = 0.0
 
     @property
     def is_tpu(self) -> bool:
@@ -56,10 +58,10 @@ CHIPS = {
     for chip in (
         # ICI figures are of all links of a chip, both directions: divided by links and by two.
         Chip("v4", 32 * GiB, 275e12, 1228e9, 50e9, 3.125e9, _TPU + "v4", 3, 4, node=4),
-        Chip("v5e", 16 * GiB, 197e12, 819e9, 50e9, 3.125e9, _TPU + "v5e", 2, 16),
-        Chip("v5p", 95 * GiB, 459e12, 2765e9, 100e9, 6.25e9, _TPU + "v5p", 3, 4, node=4),
-        Chip("v6e", 32 * GiB, 918e12, 1638e9, 100e9, 12.5e9, _TPU + "v6e", 2, 16),
-        Chip("tpu7x", 192 * GiB, 2307e12, 7380e9, 100e9, 12.5e9, _TPU + "tpu7x", 3, 4, 2, 4),
+        Chip("v5e", 16 * GiB, 197e12, 819e9, 50e9, 3.125e9, _TPU + "v5e", 2, 16, 1, 8, 1.5e9),
+        Chip("v5p", 95 * GiB, 459e12, 2765e9, 100e9, 6.25e9, _TPU + "v5p", 3, 4, 1, 4, 1.75e9),
+        Chip("v6e", 32 * GiB, 918e12, 1638e9, 100e9, 12.5e9, _TPU + "v6e", 2, 16, 1, 8, 1.75e9),
+        Chip("tpu7x", 192 * GiB, 2307e12, 7380e9, 100e9, 12.5e9, _TPU + "tpu7x", 3, 4, 2, 4, 2.2e9),
         Chip("h100", 80 * GB, 989e12, 3350e9, 450e9, 50e9, _DATASHEET + "h100/"),
         Chip("h200", 141 * GB, 989e12, 4800e9, 450e9, 50e9, _DATASHEET + "h200/"),
         Chip("a100", 80 * GB, 312e12, 2039e9, 300e9, 25e9, _DATASHEET + "a100/"),
@@ -67,7 +69,12 @@ CHIPS = {
     )
 }
 """Data sheets promise this. GPUs are SXM ones on NVLink, each with a network port of its own of 400
-(H100, H200) or 200 Gb/s (A100); T4s are on PCIe."""
+(H100, H200) or 200 Gb/s (A100); T4s are on PCIe.
+
+Clocks are not in them: they follow from operations per second and what matrix units do in a cycle.
+Per JAX device those are 4 units of 128x128 on v5e and 8 on v5p, whose two cores run as one, as
+Google's pages say; and 4 x 256x256 on v6e and tpu7x, where the pages have two units, but libtpu
+takes fewer cycles for a large product than two could."""
 
 
 @dataclass(frozen=True)

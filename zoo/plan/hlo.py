@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from zoo.plan import cycles
 from zoo.plan.instructions import (
     SHAPE,
     Instruction,
     bytes_of,
     dims_of,
+    fused_in,
     operand_shape,
     parse,
     runs_of,
@@ -29,6 +31,9 @@ COLLECTIVES = (
     "collective-permute", "collective-broadcast",
 )  # fmt: skip
 
+GROUPED = ("gmm", "tgmm")
+"""Kernels of products of rows by expert, which say what they cost."""
+
 _STATED = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
 
 
@@ -38,7 +43,8 @@ class Collective:
 
     `bytes` is the larger of what goes in and what comes out, over all calls of the program; of
     ragged rows the smaller, of which there cannot be more.
-    `size` is the number of devices that take part together.
+    `size` is the number of devices that take part together. Of the bytes, `alone` are those of
+    calls that a compiled program waits for; the others move beside its work.
     """
 
     kind: str
@@ -46,6 +52,7 @@ class Collective:
     size: int
     calls: int
     bytes: int
+    alone: int = 0
 
     @property
     def sent(self) -> float:
@@ -62,11 +69,18 @@ class Counted:
     """A program: operations in products (per device), collectives, calls of kernels by name.
 
     Kernels that state their operations (grouped products) are among the products, others not.
+    `stated` are those of grouped products, `attended` what attention kernels would do if they
+    skipped nothing, `given` the bytes that go into other kernels, by parts of the model, and
+    `cycles` what the compiler expects of all else that keeps cores busy.
     """
 
     flops: float = 0.0
     collectives: list[Collective] = field(default_factory=list)
     kernels: dict[str, int] = field(default_factory=dict)
+    stated: float = 0.0
+    attended: float = 0.0
+    given: cycles.Parts = field(default_factory=dict)
+    cycles: cycles.Parts = field(default_factory=dict)
 
 
 def count(text: str, mesh: Sequence[tuple[str, int]] = ()) -> Counted:
@@ -77,8 +91,8 @@ def count(text: str, mesh: Sequence[tuple[str, int]] = ()) -> Counted:
         mesh: names and sizes of the mesh's axes, in its order of devices; names collectives' axes.
     """
     computations, entry = parse(text)
-    runs = runs_of(computations, entry)
-    found, totals, known = Counted(), {}, {}
+    runs, fused = runs_of(computations, entry), fused_in(computations)
+    found, totals, known = Counted(cycles=cycles.by_part(computations, runs)), {}, {}
     for name, instructions in computations.items():
         times = runs.get(name, 0)
         if not times:
@@ -88,21 +102,35 @@ def count(text: str, mesh: Sequence[tuple[str, int]] = ()) -> Counted:
             found.flops += times * _flops(one, shapes)
             if (kernel := _kernel(one)) is not None:
                 found.kernels[kernel] = found.kernels.get(kernel, 0) + times
+                _add_kernel(found, kernel, one, times, shapes)
             if (kind := _kind(one, name)) is not None and _is_new(one, name, known):
                 axes, size = _axes(one.attributes, mesh)
                 if mesh and size == 1:  # what each device sends to itself
                     continue
-                calls, moved = totals.get((kind, axes, size), (0, 0))
-                moved += times * _moved(one, shapes)
-                totals[kind, axes, size] = calls + times, moved
+                calls, total, alone = totals.get((kind, axes, size), (0, 0, 0))
+                moved = times * _moved(one, shapes)
+                waits = kind == "reduce-scatter" or name not in fused
+                waits = waits and not one.opcode.endswith("-start")
+                totals[kind, axes, size] = calls + times, total + moved, alone + waits * moved
     found.collectives = [Collective(*key, *value) for key, value in sorted(totals.items())]
     return found
 
 
+def _add_kernel(found: Counted, kernel: str, one: Instruction, times: int, shapes: dict[str, str]):
+    if kernel in GROUPED:
+        found.stated += times * _stated(one)
+    elif kernel.startswith("splash"):
+        found.attended += times * cycles.attended(kernel, one, shapes)
+    else:
+        part = cycles.part(one, True)
+        inputs = sum(bytes_of(operand_shape(o, shapes)) for o in split(one.operands))
+        found.given[part] = found.given.get(part, 0) + times * inputs
+
+
 def _flops(one: Instruction, shapes: dict[str, str]) -> float:
     """Of a product, or what a kernel says that it costs, if it does."""
-    if (stated := _STATED.search(one.attributes)) is not None:
-        return float(stated[1])
+    if stated := _stated(one):
+        return stated
     if one.opcode not in ("dot", "convolution"):
         return 0.0
     left, right = (dims_of(operand_shape(o, shapes)) for o in split(one.operands)[:2])
@@ -112,6 +140,11 @@ def _flops(one: Instruction, shapes: dict[str, str]) -> float:
         depth = math.prod(left[int(d)] for d in contracted[1].split(",") if d) if contracted else 1
         return 2.0 * math.prod(out) * depth
     return _convolution(one.attributes, left, right, out)
+
+
+def _stated(one: Instruction) -> float:
+    found = _STATED.search(one.attributes)
+    return float(found[1]) if found is not None else 0.0
 
 
 def _convolution(attributes: str, left: list[int], right: list[int], out: list[int]) -> float:

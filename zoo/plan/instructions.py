@@ -82,7 +82,7 @@ def _trips(loop: Instruction, caller: str, computations: dict[str, list[Instruct
     below, by its step; 1 where that is no constant."""
     if (known := _TRIPS.search(loop.attributes)) is not None:
         return int(known[1])
-    inside = {one.name: one for one in computations.get(_called(loop, "condition"), [])}
+    inside = {one.name: one for one in computations.get(called(loop, "condition"), [])}
     root = next((one for one in inside.values() if one.root), None)
     if root is None or root.opcode != "compare" or "direction=LT" not in root.attributes:
         return 1
@@ -90,7 +90,7 @@ def _trips(loop: Instruction, caller: str, computations: dict[str, list[Instruct
     if counter is None or counter.opcode != "get-tuple-element" or _constant(bound) is None:
         return 1
     index = _index(counter)
-    step = _added(index, _called(loop, "body"), computations, {}) or 1
+    step = _added(index, called(loop, "body"), computations, {}) or 1
     way = _constant(bound) - _start(loop, index, {one.name: one for one in computations[caller]})
     return max(0, -(-way // step))
 
@@ -106,13 +106,19 @@ def _start(loop: Instruction, index: int, inside: dict[str, Instruction]) -> int
     return _constant(one) or 0
 
 
+def fused_in(computations: dict[str, list[Instruction]]) -> set[str]:
+    """The computations that fusions are made of, or that run elsewhere than on the core."""
+    return {called(one, "calls") for inside in computations.values() for one in inside}
+
+
 def _constant(one: Instruction | None) -> int | None:
     """The whole number that an instruction is, if it is one."""
     number = one is not None and one.opcode == "constant" and one.operands.isdigit()
     return int(one.operands) if number else None
 
 
-def _called(one: Instruction, role: str) -> str:
+def called(one: Instruction, role: str) -> str:
+    """The computation that an instruction calls as its `role`; "" without one."""
     found = re.search(rf"\b{role}=%?([\w.\-]+)", one.attributes)
     return "" if found is None else found[1]
 
@@ -147,7 +153,7 @@ def _added(index: int, computation: str, computations: dict, given: dict[int, in
     values = [constant(text) for text in split(one.operands) if text.strip()]
     if one.opcode == "fusion":
         known = {i: value for i, value in enumerate(values) if value is not None}
-        return _added(index, _called(one, "calls"), computations, known)
+        return _added(index, called(one, "calls"), computations, known)
     return next((value for value in values if value), None) if one.opcode == "add" else None
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from zoo import sharding
 from zoo.config import Config
-from zoo.plan import compiled, estimate, flops, links
+from zoo.plan import compiled, estimate, flops, kernels, links
 from zoo.plan.compiled import CannotCompile
+from zoo.plan.cycles import Parts
 from zoo.plan.hardware import Topology
-from zoo.plan.hlo import Collective
+from zoo.plan.hlo import Collective, Counted
 from zoo.plan.layout import Layout, Schedule
 from zoo.plan.workload import Workload, device_bytes, program
 
@@ -61,6 +62,8 @@ class Plan:
         kernels: calls of Pallas kernels per device, whose products XLA does not see.
         traffic: bytes that a chip moves to and from its memory, by arithmetic.
         collectives: per device.
+        busy: seconds of a core by parts of the compiled program, as its compiler expects them, with
+            what is known of kernels; empty without one.
     """
 
     cfg: Config
@@ -78,6 +81,7 @@ class Plan:
     kernels: dict[str, int]
     traffic: float
     collectives: tuple[Collective, ...]
+    busy: Parts
 
     @property
     def fits(self) -> bool:
@@ -113,6 +117,19 @@ class Plan:
         return self.compute_seconds + self.memory_seconds + self.link_seconds
 
     @property
+    def waiting_seconds(self) -> float:
+        """For collectives beside which the compiled program does nothing."""
+        alone = (dataclasses.replace(one, bytes=one.alone) for one in self.collectives)
+        return sum(map(self.seconds_of, alone))
+
+    @property
+    def compiled_seconds(self) -> float | None:
+        """By the compiler's cycles: cores work or wait, links work meanwhile; None without them."""
+        if not self.busy:
+            return None
+        return max(sum(self.busy.values()) + self.waiting_seconds, self.link_seconds)
+
+    @property
     def tokens_per_second(self) -> float:
         return self.work.tokens / self.seconds
 
@@ -120,8 +137,9 @@ class Plan:
         """The share of the chips' peak that goes into what the mathematics needs."""
         return self.model_flops / seconds / (self.topology.chips * self.topology.chip.flops)
 
-    def chip_hours(self, tokens: float) -> float:
-        return tokens / self.tokens_per_second * self.topology.chips / 3600
+    def chip_hours(self, tokens: float, seconds: float) -> float:
+        """For so many tokens, at so long a run."""
+        return tokens / self.work.tokens * seconds * self.topology.chips / 3600
 
     def seconds_of(self, one: Collective) -> float:
         """How long a device's part of a collective keeps links busy: a slice's, then the network.
@@ -208,7 +226,7 @@ def make_plan(
     if found is not None and found.available is not None:
         capacity = found.available * cores
     counted = None if found is None else found.counted
-    model, again = _flops(cfg, work)
+    model, again = flops.passes(flops.forward_of(cfg, work), work)
     return Plan(
         cfg, work, topology, sizes, across, how,
         Memory(*held, temporaries, capacity),
@@ -217,6 +235,7 @@ def make_plan(
         {} if counted is None else counted.kernels,
         estimate.memory_traffic(layout, 3 * gradients // cores, held[2] // cores) * cores,
         _collectives(layout, counted, across, held[2] // cores),
+        _busy(layout, counted, topology),
     )  # fmt: skip
 
 
@@ -233,6 +252,15 @@ def _compiled(cfg, work, topology, mesh, rules) -> tuple[compiled.Compiled | Non
     return found, how
 
 
+def _busy(layout: Layout, counted: Counted | None, topology: Topology) -> Parts:
+    if counted is None or not counted.cycles:
+        return {}
+    found = kernels.seconds(counted, layout, topology)
+    for part, cycles in counted.cycles.items():
+        found[part] = found.get(part, 0.0) + cycles / topology.chip.clock
+    return found
+
+
 def _collectives(
     layout, counted, across: dict[str, int], cache_bytes: int = 0
 ) -> tuple[Collective, ...]:
@@ -247,36 +275,11 @@ def _collectives(
     return (*inside, *(one for one in guessed if across.keys() & set(one.axes)))
 
 
-def _flops(cfg: Config, work: Workload) -> tuple[float, float]:
-    """What the mathematics needs, and what recomputing the forward pass adds."""
-    if work.mode == "decode":
-        return flops.forward(cfg, work.batch, 1, work.length - 1).total, 0.0
-    if work.mode == "prefill":
-        return flops.forward(cfg, work.batch, work.length, logits=1).total, 0.0
-    forward = flops.forward(cfg, work.batch, work.length)
-    if work.mtp_loss:
-        forward += flops.predictors(cfg, work.batch, work.length)
-    return _passes(forward, work)
-
-
-def _passes(forward: flops.Work, work: Workload) -> tuple[float, float]:
-    """What a training step makes of a forward pass, and what recomputing that adds."""
-    again = {
-        "nothing": 0.0,
-        "cheap": forward.attention,
-        "everything": forward.total - forward.head,
-    }[work.remat]
-    if work.lora is None:
-        return 3 * forward.total, again
-    # What stays has no gradient of its own; products of adapters are a percent, and not counted.
-    return 2 * forward.total + forward.attention, again
-
-
 def _lost(layout: Layout) -> float:
     """Of layers in stages the bubble; of all others, what is done more than once."""
     cfg, work, staged = layout.cfg, layout.work, 0.0
     for stack in filter(layout.staged, cfg.stacks):
-        staged += sum(_passes(flops.of_stack(cfg, stack, work.batch, work.length), work))
+        staged += sum(flops.passes(flops.of_stack(cfg, stack, work.batch, work.length), work))
     bubble = 0.0 if layout.schedule is None else layout.schedule.bubble
-    others = sum(_flops(cfg, work)) - staged
+    others = sum(flops.passes(flops.forward_of(cfg, work), work)) - staged
     return staged * bubble / (1 - bubble) + others * (layout.repeating - 1)

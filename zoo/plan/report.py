@@ -10,6 +10,7 @@ from rich.text import Text
 
 from zoo.describe import human
 from zoo.pipes import Console
+from zoo.plan.cycles import KINDS, PLACES
 from zoo.plan.hardware import GiB
 from zoo.plan.hlo import Collective
 from zoo.plan.planner import Plan
@@ -20,6 +21,11 @@ ASSUMPTIONS = (
     "compares this with measured runs."
 )
 """What `Plan.seconds` takes for granted."""
+GUESSED = (
+    " The compiler's cycles are what its cost model expects of the program that it made: nothing "
+    "was measured. What runs beside them has none; kernels take their products at the peak."
+)
+"""What `Plan.busy` is."""
 
 
 def show(plan: Plan, name: str, tokens: float | None = None) -> None:
@@ -67,8 +73,9 @@ def _parts(plan: Plan, name: str, tokens: float | None) -> list:
         _counts(plan),
         *([_links(plan)] if plan.collectives else []),
         _time(plan, tokens),
+        *([_busy(plan)] if plan.busy else []),
         *([Text(plan.advice, style="yellow")] if plan.advice else []),
-        Text(ASSUMPTIONS, style="dim"),
+        Text(ASSUMPTIONS + (GUESSED if plan.busy else ""), style="dim"),
     ]
 
 
@@ -94,7 +101,10 @@ def _counts(plan: Plan) -> Table:
     if plan.lost:
         table.add_row("lost to devices that wait, or repeat others", f"{plan.lost:.4g}")
     if plan.product_flops is not None:
-        table.add_row("products in XLA's program", f"{plan.product_flops:.4g}")
+        label = "products in XLA's program"
+        if plan.mesh.get("expert", 1) > 1 and {"gmm", "tgmm"} & plan.kernels.keys():
+            label += " (experts' buffers full)"
+        table.add_row(label, f"{plan.product_flops:.4g}")
     for kernel, calls in plan.kernels.items():
         table.add_row(f"kernel {kernel}, calls per device", str(calls))
     table.add_row("bytes to and from a chip's memory", f"{plan.traffic:.4g}")
@@ -125,27 +135,52 @@ def _joined(collectives: Sequence[Collective]) -> list[Collective]:
 
 
 def _time(plan: Plan, tokens: float | None) -> Table:
-    table = Table("estimate", "", title="time", title_justify="left")
+    """The estimate, and beside it what the compiler's cycles give, if it said them."""
+    runs = [seconds for seconds in (plan.seconds, plan.compiled_seconds) if seconds is not None]
+    heads = ("estimate", "by the compiler's cycles")[: len(runs)]
+    table = Table("one run", *heads, title="time", title_justify="left")
+
+    def row(label: str, *cells: str) -> None:
+        table.add_row(label, *cells[: len(runs)])
+
     if plan.schedule is not None:
         stages, count, rounds = plan.schedule
         times = f"{rounds} rounds" if rounds > 1 else "1 round"
         way = f"{plan.schedule.bubble:.1%} ({count} microbatches, {times})"
         table.add_row(f"bubble of {stages} stages", way)
-    table.add_row("cores, at their peak", _seconds(plan.compute_seconds))
-    table.add_row("memory", _seconds(plan.memory_seconds))
-    table.add_row("links", _seconds(plan.link_seconds))
-    least, most = _seconds(plan.least_seconds), _seconds(plan.most_seconds)
-    bounds = f"({least} if all overlaps, {most} if nothing)"
-    table.add_row("one run", f"{_seconds(plan.seconds)} {bounds}")
-    per_chip = plan.tokens_per_second / plan.topology.chips
-    table.add_row("tokens/s", f"{plan.tokens_per_second:,.0f} ({per_chip:,.1f} per chip)")
-    table.add_row("model flops utilisation", f"{plan.mfu(plan.seconds):.1%}")
+    links, waited = _seconds(plan.link_seconds), _seconds(plan.waiting_seconds)
+    row("cores", _seconds(plan.compute_seconds), _seconds(sum(plan.busy.values())))
+    row("memory", _seconds(plan.memory_seconds), "in those of cores")
+    row("links", links, links if plan.waiting_seconds == 0 else f"{links}, {waited} waited for")
+    row("together", *map(_seconds, runs))
+    row("if all overlaps", _seconds(plan.least_seconds))
+    row("if nothing does", _seconds(plan.most_seconds))
+    speeds = [plan.work.tokens / seconds for seconds in runs]
+    row("tokens/s", *(f"{speed:,.0f}" for speed in speeds))
+    row("of a chip", *(f"{speed / plan.topology.chips:,.1f}" for speed in speeds))
+    row("model flops utilisation", *(f"{plan.mfu(seconds):.1%}" for seconds in runs))
     if tokens is not None:
-        hours = plan.chip_hours(tokens)
-        days = hours / plan.topology.chips / 24
-        table.add_row(f"{human(int(tokens))} tokens", f"{hours:,.0f} chip-hours, {days:,.1f} days")
+        hours = [plan.chip_hours(tokens, seconds) for seconds in runs]
+        days = [found / plan.topology.chips / 24 for found in hours]
+        row(f"{human(int(tokens))} tokens", *(f"{n:,.0f} chip-hours" for n in hours))
+        row("on these chips", *(f"{n:,.1f} days" for n in days))
+    return table
+
+
+def _busy(plan: Plan) -> Table:
+    total = sum(plan.busy.values())
+    unit, scale = ("s", 1) if total >= 1 else ("ms", 1e3)
+    title = "where cores' time goes, by the compiler's cycles"
+    table = Table(f"{unit} per run", *KINDS, "share", title=title, title_justify="left")
+    for place in PLACES:
+        row = [plan.busy.get((place, kind), 0.0) for kind in KINDS]
+        if sum(row) > total / 1000:
+            cells = (f"{scale * value:.3f}" if value > total / 1e5 else "" for value in row)
+            table.add_row(place, *cells, f"{sum(row) / total:.1%}")
     return table
 
 
 def _seconds(value: float) -> str:
+    if value == 0:
+        return "none"
     return f"{value:.3f} s" if value >= 0.1 else f"{1e3 * value:.3f} ms"
