@@ -60,7 +60,10 @@ def test_training_on_one_v5e():
 def test_clocks_make_peaks_of_cycles(chip):
     """The compiler expects a large product to come near a device's peak, and not to exceed it."""
     topology = parse(f"{chip}:1")
-    where = SingleDeviceSharding(compiled.devices(topology)[0])
+    try:
+        where = SingleDeviceSharding(compiled.devices(topology)[0])
+    except compiled.CannotCompile as e:  # libtpu of jax 0.7.2 does not know tpu7x
+        pytest.skip(str(e))
     square = jax.ShapeDtypeStruct((16384, 16384), "bfloat16", sharding=where)
     counted = hlo.count(jax.jit(jax.numpy.matmul).lower(square, square).compile().as_text())
     rate = counted.flops * topology.chip.clock / sum(counted.cycles.values())
