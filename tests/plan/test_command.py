@@ -9,7 +9,7 @@ import pytest
 
 import zoo
 from zoo.cli import main
-from zoo.plan import Workload, command, hlo, make_plan, parse, report
+from zoo.plan import Workload, command, hlo, make_plan, parse, picture, report
 from zoo.plan.workload import Mode, Remat
 from zoo.training.settings import Lora
 
@@ -27,7 +27,7 @@ def test_command_prints_a_plan_and_draws_it(capsys, tmp_path, monkeypatch):
     assert command.ALONE.items() <= os.environ.items()
 
 
-def test_what_a_compiler_expects_stands_beside_the_estimate(capsys):
+def test_what_a_compiler_expects_stands_beside_the_estimate(capsys, tmp_path):
     found = make_plan(
         zoo.config("mixtral-8x7b"), Workload("decode", 8, 64), parse("v5p:2x1x1"),
         "expert=2", compile=False,
@@ -38,12 +38,18 @@ def test_what_a_compiler_expects_stands_beside_the_estimate(capsys):
     busy = {("MLP", "products"): 2.0, ("experts", "moving data"): 6.0}
     link = hlo.Collective("all-gather", ("expert",), 2, 1, 10**9, 10**9)
     more = dict(busy=busy, collectives=(link,), kernels={"gmm": 3}, product_flops=1e12)
-    report.show(dataclasses.replace(found, **more), "mixtral", 1e9)
+    compiled = dataclasses.replace(found, **more)
+    report.show(compiled, "mixtral", 1e9)
     out = capsys.readouterr().out
     for part in ("compiler's cycles", "8.000 s", "8.005 s", "5.000 ms waited for", "75.0%"):
         assert part in out
         assert part not in alone
     assert "products in XLA's program (experts' buffers full)" in out
+    heights = []
+    for plan in (found, compiled):
+        picture.draw(plan, "mixtral", tmp_path / "plan.png")
+        heights.append(int.from_bytes((tmp_path / "plan.png").read_bytes()[20:24], "big"))
+    assert heights[1] == pytest.approx(1.5 * heights[0], abs=1)
 
 
 @pytest.mark.parametrize(

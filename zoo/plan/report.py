@@ -62,7 +62,7 @@ def _parts(plan: Plan, name: str, tokens: float | None) -> list:
     what += "" if work.rounds_to is None else f" on {work.rounds_to}"
     title = (
         f"{name} · {what} · {work.batch} rows of {work.length} tokens · {plan.topology} "
-        f"({plan.topology.chips} chips) · {cut}"
+        f"({plan.topology.chips} {'chip' if plan.topology.chips == 1 else 'chips'}) · {cut}"
     )
     style = "bold green" if plan.fits else "bold red"
     return [
@@ -88,7 +88,7 @@ def _memory(plan: Plan) -> Table:
         "left": memory.left,
     }  # fmt: skip
     for label, value in rows.items():
-        if value or label == "left":
+        if value >= GiB / 2000 or label == "left":
             table.add_row(label, f"{value / GiB:.3f}")
     return table
 
@@ -157,7 +157,7 @@ def _time(plan: Plan, tokens: float | None) -> Table:
     row("if nothing does", _seconds(plan.most_seconds))
     speeds = [plan.work.tokens / seconds for seconds in runs]
     row("tokens/s", *(f"{speed:,.0f}" for speed in speeds))
-    row("of a chip", *(f"{speed / plan.topology.chips:,.1f}" for speed in speeds))
+    row("tokens/s of a chip", *(f"{speed / plan.topology.chips:,.1f}" for speed in speeds))
     row("model flops utilisation", *(f"{plan.mfu(seconds):.1%}" for seconds in runs))
     if tokens is not None:
         hours = [plan.chip_hours(tokens, seconds) for seconds in runs]
