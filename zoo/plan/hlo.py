@@ -34,6 +34,9 @@ COLLECTIVES = (
 GROUPED = ("gmm", "tgmm")
 """Kernels of products of rows by expert, which say what they cost."""
 
+_SCATTERS = "all-reduce-scatter"
+"""Names a TPU's fusion of a sum of which each device keeps its part, and of nothing else."""
+
 _STATED = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
 
 
@@ -109,14 +112,13 @@ def count(text: str, mesh: Sequence[tuple[str, int]] = ()) -> Counted:
                     continue
                 calls, total, alone = totals.get((kind, axes, size), (0, 0, 0))
                 moved = times * _moved(one, shapes)
-                waits = kind == "reduce-scatter" or name not in fused
-                waits = waits and not one.opcode.endswith("-start")
-                totals[kind, axes, size] = calls + times, total + moved, alone + waits * moved
+                alone += moved if _waits(one, name, fused) else 0
+                totals[kind, axes, size] = calls + times, total + moved, alone
     found.collectives = [Collective(*key, *value) for key, value in sorted(totals.items())]
     return found
 
 
-def _add_kernel(found: Counted, kernel: str, one: Instruction, times: int, shapes: dict[str, str]):
+def _add_kernel(found: Counted, kernel: str, one: Instruction, times: int, shapes: dict) -> None:
     if kernel in GROUPED:
         found.stated += times * _stated(one)
     elif kernel.startswith("splash"):
@@ -187,9 +189,15 @@ def _kind(one: Instruction, computation: str) -> str | None:
     opcode = one.opcode.removesuffix("-start")
     if opcode not in COLLECTIVES:
         return None
-    if opcode == "all-reduce" and "all-reduce-scatter" in computation:
-        return "reduce-scatter"  # a TPU fusion: of the sum, each device keeps its part
+    if opcode == "all-reduce" and _SCATTERS in computation:
+        return "reduce-scatter"
     return opcode
+
+
+def _waits(one: Instruction, computation: str, fused: set[str]) -> bool:
+    """Whether nothing runs meanwhile, neither what follows a start nor what shares a fusion."""
+    alone = computation not in fused or _SCATTERS in computation
+    return alone and not one.opcode.endswith("-start")
 
 
 def _is_new(one: Instruction, computation: str, known: dict[tuple, str]) -> bool:

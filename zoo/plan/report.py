@@ -12,7 +12,7 @@ from zoo.describe import human
 from zoo.pipes import Console
 from zoo.plan.cycles import KINDS, PLACES
 from zoo.plan.hardware import GiB
-from zoo.plan.hlo import Collective
+from zoo.plan.hlo import GROUPED, Collective
 from zoo.plan.planner import Plan
 
 ASSUMPTIONS = (
@@ -102,7 +102,7 @@ def _counts(plan: Plan) -> Table:
         table.add_row("lost to devices that wait, or repeat others", f"{plan.lost:.4g}")
     if plan.product_flops is not None:
         label = "products in XLA's program"
-        if plan.mesh.get("expert", 1) > 1 and {"gmm", "tgmm"} & plan.kernels.keys():
+        if plan.mesh.get("expert", 1) > 1 and plan.kernels.keys() & set(GROUPED):
             label += " (experts' buffers full)"
         table.add_row(label, f"{plan.product_flops:.4g}")
     for kernel, calls in plan.kernels.items():
