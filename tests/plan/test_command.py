@@ -45,6 +45,10 @@ def test_what_a_compiler_expects_stands_beside_the_estimate(capsys, tmp_path):
         assert part in out
         assert part not in alone
     assert "products in XLA's program (experts' buffers full)" in out
+    report.ranking([compiled, found])
+    first, second = (row for row in capsys.readouterr().out.splitlines() if "expert=2" in row)
+    assert f"{compiled.mfu(8.005):.1%}" in first
+    assert "arithmetic" in second
     heights = []
     for plan in (found, compiled):
         picture.draw(plan, "mixtral", tmp_path / "plan.png")

@@ -35,13 +35,15 @@ def show(plan: Plan, name: str, tokens: float | None = None) -> None:
 
 def ranking(plans: Sequence[Plan], most: int = 10) -> None:
     """Prints plans, best first, one per line."""
-    table = Table("mesh", "batch", "GiB left", "tokens/s per chip", "MFU", "by")
+    table = Table("mesh", "batch", "GiB left", "tokens/s per chip", "MFU", "by cycles")
     for plan in plans[:most]:
         cut = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1)
-        speed = plan.tokens_per_second / plan.topology.chips
+        speed, expected = plan.tokens_per_second / plan.topology.chips, plan.compiled_seconds
+        kind = "gave up" if plan.how.startswith("compiled") else "arithmetic"
         table.add_row(
             cut or "one device", str(plan.work.batch), f"{plan.memory.left / GiB:.2f}",
-            f"{speed:,.1f}", f"{plan.mfu(plan.seconds):.1%}", plan.how.split(" ")[0].rstrip(":"),
+            f"{speed:,.1f}", f"{plan.mfu(plan.seconds):.1%}",
+            kind if expected is None else f"{plan.mfu(expected):.1%}",
         )  # fmt: skip
     Console().print(table)
 
@@ -157,7 +159,8 @@ def _time(plan: Plan, tokens: float | None) -> Table:
     row("if nothing does", _seconds(plan.most_seconds))
     speeds = [plan.work.tokens / seconds for seconds in runs]
     row("tokens/s", *(f"{speed:,.0f}" for speed in speeds))
-    row("tokens/s of a chip", *(f"{speed / plan.topology.chips:,.1f}" for speed in speeds))
+    if plan.topology.chips > 1:
+        row("tokens/s of a chip", *(f"{speed / plan.topology.chips:,.1f}" for speed in speeds))
     row("model flops utilisation", *(f"{plan.mfu(seconds):.1%}" for seconds in runs))
     if tokens is not None:
         hours = [plan.chip_hours(tokens, seconds) for seconds in runs]
