@@ -63,8 +63,8 @@ def _parts(plan: Plan, name: str, tokens: float | None) -> list:
     what = work.mode if work.lora is None else f"{work.mode} LoRA of rank {work.lora.rank}"
     what += "" if work.rounds_to is None else f" on {work.rounds_to}"
     title = (
-        f"{name} · {what} · {work.batch} rows of {work.length} tokens · {plan.topology} "
-        f"({plan.topology.chips} {'chip' if plan.topology.chips == 1 else 'chips'}) · {cut}"
+        f"{name} · {what} · {_many(work.batch, 'row')} of {_many(work.length, 'token')} · "
+        f"{plan.topology} ({_many(plan.topology.chips, 'chip')}) · {cut}"
     )
     style = "bold green" if plan.fits else "bold red"
     return [
@@ -147,8 +147,8 @@ def _time(plan: Plan, tokens: float | None) -> Table:
 
     if plan.schedule is not None:
         stages, count, rounds = plan.schedule
-        times = f"{rounds} rounds" if rounds > 1 else "1 round"
-        way = f"{plan.schedule.bubble:.1%} ({count} microbatches, {times})"
+        times = f"{_many(count, 'microbatch', 'es')}, {_many(rounds, 'round')}"
+        way = f"{plan.schedule.bubble:.1%} ({times})"
         table.add_row(f"bubble of {stages} stages", way)
     links, waited = _seconds(plan.link_seconds), _seconds(plan.waiting_seconds)
     row("cores", _seconds(plan.compute_seconds), _seconds(sum(plan.busy.values())))
@@ -181,6 +181,10 @@ def _busy(plan: Plan) -> Table:
             cells = (f"{scale * value:.3f}" if value > total / 1e5 else "" for value in row)
             table.add_row(place, *cells, f"{sum(row) / total:.1%}")
     return table
+
+
+def _many(count: int, name: str, plural: str = "s") -> str:
+    return f"{count} {name}{plural if count != 1 else ''}"
 
 
 def _seconds(value: float) -> str:
