@@ -11,7 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 Axes = str | tuple[str, ...] | None
 Rules = Mapping[str, Axes]
@@ -31,6 +31,18 @@ def partition_spec(logical: Sequence[str | None], rules: Rules) -> PartitionSpec
 def rules_in_force() -> tuple[tuple[str, Axes], ...]:
     """Those of `zoo.sharding.use`, to be a static argument of a program: others are another one."""
     return tuple(nn.get_logical_axis_rules())
+
+
+def mesh_in_force() -> tuple[Rules, dict[str, int]]:
+    """The rules of `zoo.sharding.use`, of axes that cut, and the sizes of those of its mesh that no
+    `shard_map` around has; no sizes outside of it or on one device."""
+    mesh, rules = jax.sharding.get_abstract_mesh(), dict(nn.get_logical_axis_rules())
+    if mesh.empty or mesh.size == 1 or not rules:
+        return {}, {}
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    sizes = {name: mesh.shape[name] for name, kind in kinds if kind != AxisType.Manual}
+    used = {name for name, size in sizes.items() if size > 1}
+    return {k: tuple(a for a in as_tuple(v) if a in used) for k, v in rules.items()}, sizes
 
 
 def as_tuple(axes: Axes) -> tuple[str, ...]:

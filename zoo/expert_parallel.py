@@ -17,14 +17,13 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from zoo import grouped, owners
-from zoo.axes import as_tuple, partition_spec
+from zoo.axes import as_tuple, mesh_in_force, partition_spec
 from zoo.layered import Layered, cut_out
 from zoo.layers import Gate
 from zoo.lora import whole
@@ -145,16 +144,9 @@ def _per_device(function: Callable, placed: Placement, tokens, *others) -> Any:
 
 def placement() -> Placement | None:
     """How the mesh and the rules of `zoo.sharding.use` place experts; None outside of it."""
-    mesh = jax.sharding.get_abstract_mesh()
-    rules = dict(nn.get_logical_axis_rules())
-    if mesh.empty or mesh.size == 1 or not rules:
-        return None
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    sizes = {name: mesh.shape[name] for name, kind in kinds if kind != AxisType.Manual}
+    rules, sizes = mesh_in_force()
     if not sizes:
         return None
-    used = {name for name, size in sizes.items() if size > 1}
-    rules = {k: tuple(a for a in as_tuple(v) if a in used) for k, v in rules.items()}
     batch, length = map(as_tuple, partition_spec(("batch", "length"), rules))
     cut = tuple(partition_spec(names, rules) for names in WEIGHTS)
     owners = as_tuple(cut[0][0])

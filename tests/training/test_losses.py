@@ -5,12 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 import zoo
 from tests import examples
 from tests.training.conftest import pack
 from zoo import sharding
+from zoo.axes import partition_spec
 from zoo.moe import MoEStats
+from zoo.plan import hlo
 from zoo.training import losses
 from zoo.training.losses import Head, cross_entropy, load_balance
 from zoo.training.step import token_losses
@@ -28,6 +31,38 @@ def test_cross_entropy_is_log_softmax_in_float64():
     np.testing.assert_allclose(
         cross_entropy(hidden, Head(head), targets), np.where(targets < 0, 0, nll), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_cross_entropy_of_a_mesh_gathers_and_sums_a_head_once(monkeypatch, rng, pieces):
+    """Loss and gradients equal one device's, of tokens that fsdp and context cut and logits that
+    tensor cuts; what fsdp gathers and scatters is the matrix, once, in however many pieces."""
+    monkeypatch.setattr(losses, "LANES", 8)
+    monkeypatch.setattr(losses, "MOST_LOGITS", 8 * 16 * 96 // 2 // pieces)  # of eight devices
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    given = draw(8, 16, 32), draw(32, 96), draw(96)
+    targets, weights = rng.integers(-1, 96, (8, 16)), draw(8, 16)
+
+    @functools.partial(jax.value_and_grad, argnums=(0, 1, 2))
+    def loss(hidden, w, bias):
+        return (cross_entropy(hidden, Head(w, bias, 0.7, 3.0), targets) * weights).sum()
+
+    want = jax.jit(loss)(*given)
+    mesh, rules = zoo.make_mesh("fsdp=2,tensor=2,context=2"), sharding.find_rules(None)
+    names = ("batch", "length", None), ("embed", "vocab"), ("vocab",)
+    lie = tuple(NamedSharding(mesh, partition_spec(n, rules)) for n in names)
+    given = jax.device_put(given, lie)
+    with sharding.use(mesh):
+        program = jax.jit(loss, out_shardings=(None, lie)).lower(*given).compile()
+        got = program(*given)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+    found = hlo.count(program.as_text(), list(mesh.shape.items())).collectives
+    moved = {(one.kind, one.axes): (one.calls, one.bytes) for one in found}
+    size, n = 32 * 96 // 2 * 4, 3 if pieces > 1 else 1
+    assert moved["reduce-scatter", ("fsdp",)] == (n, size)
+    passes = 2 if pieces > 1 else 1  # of one piece, XLA knows that backward gathers it again
+    assert moved["all-gather", ("fsdp",)] == (n * passes, size * passes)
+    assert moved["all-reduce", ("context",)][0] == 1
 
 
 def test_ignored_targets_have_no_gradient():

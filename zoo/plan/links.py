@@ -11,7 +11,6 @@ from zoo import pipeline
 from zoo.config import GatedDelta, MoE
 from zoo.plan.hlo import Collective
 from zoo.plan.layout import BF16, F32, Layout
-from zoo.training.losses import most_logits
 
 
 def collectives(layout: Layout, cache_bytes: int = 0) -> list[Collective]:
@@ -33,8 +32,8 @@ def collectives(layout: Layout, cache_bytes: int = 0) -> list[Collective]:
     count = sum(run.times for run in runs)
     fetched = sum(layout.fetched(run.layer) * run.times for run in runs) / count
     found = _one(layout, "all-gather", cut, count * (2 if train else 1) * work.accumulate, fetched)
-    head, parts = _head(layout), _parts(layout)
-    found += _one(layout, "all-gather", cut, 2 * parts if train else 1, head * BF16)
+    head = _head(layout) * BF16
+    found += _one(layout, "all-gather", cut, 2 * work.accumulate if train else 1, head)
     if train and work.lora is None:
         found += _gradients(layout)
     width = cfg.embed_dim * BF16
@@ -66,13 +65,6 @@ def _head(layout: Layout) -> float:
     return layout.cfg.embed_dim * layout.cfg.vocab_size / layout.parts("vocab")
 
 
-def _parts(layout: Layout) -> int:
-    """In how many parts a step makes its logits."""
-    work, devices = layout.work, math.prod(layout.mesh.values()) // layout.stages
-    logits = work.tokens / work.accumulate * layout.cfg.vocab_size
-    return math.ceil(logits / most_logits(devices)) * work.accumulate
-
-
 def _gradients(layout: Layout) -> list[Collective]:
     """Gradients of weights are scattered over the axes that cut "embed", and what is left of them
     is reduced over the others that cut tokens: of layers in bfloat16, in which they are made, of
@@ -90,12 +82,12 @@ def _gradients(layout: Layout) -> list[Collective]:
         calls += run.times * again
         routed += run.times * again * own
         others += run.times * again * (layout.gathered(run.layer) - own)
-    parts, held, head = _parts(layout), layout.parts("embed"), _head(layout) * F32
+    held, head = layout.parts("embed"), _head(layout) * F32
     each = (routed + others) * BF16 / calls
     return [
-        *_one(layout, "reduce-scatter", cut, parts, head),
+        *_one(layout, "reduce-scatter", cut, again, head),
         *_one(layout, "reduce-scatter", cut, calls, each),
-        *_one(layout, "all-reduce", rest, parts, head / held),
+        *_one(layout, "all-reduce", rest, again, head / held),
         *_one(layout, "all-reduce", rest, calls, others * BF16 / held / calls),
         *_one(layout, "all-reduce", alone, calls, routed * BF16 / held / calls),
         *_one(layout, "all-reduce", seen, again, head),

@@ -1,18 +1,22 @@
 """Losses: next-token cross entropy, and the load-balance loss of mixtures of experts.
 
-Axes: M tokens of a batch in a row, D embedding, V vocabulary, L repeats of a stack, E experts.
+Axes: B batch, T positions, D embedding, V vocabulary, L repeats of a stack, E experts.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
 
 from zoo import pipeline
+from zoo.axes import as_tuple, mesh_in_force, partition_spec
 from zoo.layers import precision
 from zoo.moe import MoEStats
 
@@ -20,7 +24,11 @@ IGNORED = -1
 """The target of a token that has no successor: it costs nothing."""
 
 MOST_LOGITS = 2**28
-"""How many logits are held at a time; a larger batch goes by parts, computed again backward."""
+"""How many logits are held at a time; of a larger batch they go by pieces of the vocabulary."""
+
+
+LANES = 128
+"""What pieces of a vocabulary are multiples of."""
 
 
 class Head(NamedTuple):
@@ -38,34 +46,25 @@ class Head(NamedTuple):
 def cross_entropy(hidden: jax.Array, head: Head, targets: jax.Array) -> jax.Array:
     """Negative log likelihood, in nats, of each target under the softmax of `head`'s logits.
 
+    Where there are many, logits are made of a piece of the vocabulary after the other, and backward
+    again. Within `zoo.sharding.use` every device makes those of its own tokens: of the matrix it
+    gathers each piece once in either pass, and gradients of a piece are summed over devices once.
+
     Args:
-        hidden: dtype[M, D], after the final norm; its type is the type of the product.
+        hidden: dtype[..., D], after the final norm; its type is the type of the product.
         head: what makes logits of it.
-        targets: i32[M]; `IGNORED` where there is nothing to predict.
+        targets: i32[...], [B, T] on a mesh; `IGNORED` where there is nothing to predict.
 
     Returns:
-        f32[M], 0 where the target is ignored.
+        f32[...], 0 where the target is ignored.
     """
-    w, bias, scale, softcap = head
-    loss = functools.partial(_cross_entropy, scale, softcap)
-    count, vocab = len(targets), w.shape[-1]
-    parts = -(-count * vocab // most_logits(_sharing()))
-    if parts <= 1:
-        return loss(hidden, w, bias, targets)
-    parts = next(n for n in range(parts, count + 1) if count % n == 0)
-    # Each part takes tokens from all over the batch, and so is spread over devices as that is.
-    hidden = hidden.reshape(-1, parts, hidden.shape[-1]).swapaxes(0, 1)
-    targets = targets.reshape(-1, parts).T
-    part = jax.checkpoint(loss)
-    return jax.lax.map(lambda p: part(p[0], w, bias, p[1]), (hidden, targets)).T.reshape(-1)
+    pieces = -(-targets.size * head.w.shape[-1] // most_logits(_sharing()))
+    how = _How(_cut(hidden.shape, head.w.shape), pieces, head.scale, head.softcap)
+    return _cross_entropy(how, hidden, head.w, head.bias, targets)
 
 
 def most_logits(devices: int) -> int:
-    """`MOST_LOGITS` where so many devices share them: each holds a quarter of what one would.
-
-    Every part gathers a head that is cut over devices, and sums its gradient over them, so that
-    there are to be as few parts as memory allows.
-    """
+    """`MOST_LOGITS` where so many devices share them: each holds a quarter of what one would."""
     return MOST_LOGITS * max(1, devices // 4)
 
 
@@ -74,49 +73,182 @@ def _sharing() -> int:
     return jax.sharding.get_abstract_mesh().size // pipeline.stages()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _cross_entropy(scale, softcap, hidden, w, bias, targets) -> jax.Array:
-    """`cross_entropy` in one part; backward reads the logits once and scatters nothing back."""
-    return _cross_entropy_forward(scale, softcap, hidden, w, bias, targets)[0]
+class _Cut(NamedTuple):
+    """Mesh axes that cut B, T, D and V, and the sizes of all of a mesh; nothing without one."""
+
+    batch: tuple[str, ...] = ()
+    length: tuple[str, ...] = ()
+    embed: tuple[str, ...] = ()
+    vocab: tuple[str, ...] = ()
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    def devices(self, axes: tuple[str, ...]) -> int:
+        return math.prod(size for axis, size in self.sizes if axis in axes)
 
 
-def _cross_entropy_forward(scale, softcap, hidden, w, bias, targets):
-    logits = _product(hidden, w.astype(hidden.dtype), (1, 0))
-    if bias is not None:
-        logits = logits + bias.astype(jnp.float32)
-    if scale != 1.0:
-        logits = logits * scale
-    if softcap is not None:
-        logits = softcap * jnp.tanh(logits / softcap)
-    total = jax.nn.logsumexp(logits, axis=-1)
-    real = targets != IGNORED
-    chosen = jnp.take_along_axis(logits, jnp.where(real, targets, 0)[:, None], axis=-1)[:, 0]
-    return jnp.where(real, total - chosen, 0.0), (hidden, w, bias, targets, logits, total)
+def _cut(tokens: tuple[int, ...], w: tuple[int, int]) -> _Cut:
+    """How the mesh in force cuts hidden states and the matrix; left to XLA where not evenly, or so
+    that devices with the same tokens share D, or those with others V."""
+    rules, sizes = mesh_in_force()
+    if not sizes or len(tokens) != 3:
+        return _Cut()
+    names = ("batch", "length"), ("embed", "vocab")
+    axes = [as_tuple(a) for pair in names for a in partition_spec(pair, rules)]
+    cut = _Cut(*axes, tuple(sizes.items()))
+    even = all(n % cut.devices(a) == 0 for n, a in zip((*tokens[:2], *w), axes, strict=True))
+    apart = {*cut.batch, *cut.length}
+    return cut if even and apart >= set(cut.embed) and not apart & set(cut.vocab) else _Cut()
 
 
-def _cross_entropy_backward(scale, softcap, saved, grad):
-    hidden, w, bias, targets, logits, total = saved
-    grad = jnp.where(targets != IGNORED, grad, 0.0)[:, None]
-    probs = jnp.exp(logits - total[:, None])
-    hit = targets[:, None] == jnp.arange(logits.shape[-1])
-    logits_grad = grad * jnp.where(hit, probs - 1.0, probs)
-    if softcap is not None:
-        logits_grad = logits_grad * (1 - jnp.square(logits / softcap))
-    if scale != 1.0:
-        logits_grad = logits_grad * scale
-    bias_grad = None if bias is None else logits_grad.sum(0).astype(bias.dtype)
-    logits_grad = logits_grad.astype(hidden.dtype)
-    hidden_grad = _product(logits_grad, w.astype(hidden.dtype), (1, 1))
-    w_grad = _product(hidden, logits_grad, (0, 0))
-    return hidden_grad.astype(hidden.dtype), w_grad.astype(w.dtype), bias_grad, None
+class _How(NamedTuple):
+    """What a program of the loss is specialised on: `pieces` of the vocabulary, and the head's
+    `scale` and `softcap`."""
+
+    cut: _Cut
+    pieces: int
+    scale: float
+    softcap: float | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(how: _How, hidden, w, bias, targets) -> jax.Array:
+    """`cross_entropy`; backward reads logits again, of a single piece, or makes them again."""
+    return _cross_entropy_forward(how, hidden, w, bias, targets)[0]
+
+
+def _cross_entropy_forward(how: _How, hidden, w, bias, targets):
+    def local(hidden, w, bias, targets):
+        shape, vocab = targets.shape, w.shape[1]
+        hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+
+        def piece(state: tuple, start: jax.Array, size: int):
+            top, total, chosen, _ = state
+            logits = _logits(how, hidden, *_piece(how, w, bias, start, size, hidden.dtype))
+            higher = jnp.maximum(top, logits.max(-1))
+            total = total * jnp.exp(top - higher) + jnp.exp(logits - higher[:, None]).sum(-1)
+            place = targets - _first(how, vocab) - start
+            found = jnp.take_along_axis(logits, jnp.clip(place, 0, size - 1)[:, None], -1)[:, 0]
+            chosen = jnp.where((place >= 0) & (place < size), found, chosen)
+            return higher, total, chosen, logits if how.pieces == 1 else None
+
+        zeros = jnp.zeros(targets.shape)
+        start = jnp.full_like(zeros, jnp.finfo(zeros.dtype).min), zeros, zeros, None
+        top, total, chosen, logits = _by_piece(how, vocab, piece, start)
+        highest = _over(lax.pmax, top, how.cut.vocab)
+        total = jnp.log(_over(lax.psum, total * jnp.exp(top - highest), how.cut.vocab)) + highest
+        chosen = _over(lax.psum, chosen, how.cut.vocab)
+        loss = jnp.where(targets == IGNORED, 0.0, total - chosen)
+        found = loss, total, logits
+        return jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), found)
+
+    cut = how.cut
+    rows, cuts = (cut.batch, cut.length), (cut.embed, cut.vocab)
+    given, out = (rows, cuts, (cut.vocab,), rows), (rows, rows, (*rows, cut.vocab))
+    loss, total, logits = _by_device(how, local, given, out)(hidden, w, bias, targets)
+    return loss, (hidden, w, bias, targets, total, logits)
+
+
+def _cross_entropy_backward(how: _How, saved, grad):
+    cut, alone = how.cut, how.cut.batch + how.cut.length
+    scatter = functools.partial(lax.psum_scatter, scatter_dimension=0, tiled=True)
+
+    def local(hidden, w, bias, *by_token):
+        shape, vocab = hidden.shape, w.shape[1]
+        hidden = hidden.reshape(-1, shape[-1])
+        lead = len(shape) - 1
+        flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[lead:]), by_token)
+        targets, total, kept, grad = flat
+        grad = jnp.where(targets == IGNORED, 0.0, grad)[:, None]
+
+        def piece(state: tuple, start: jax.Array, size: int):
+            hidden_grad, w_grad, bias_grad = state
+            part = _piece(how, w, bias, start, size, hidden.dtype)
+            logits = _logits(how, hidden, *part) if kept is None else kept
+            probs = jnp.exp(logits - total[:, None])
+            hit = (targets - _first(how, vocab) - start)[:, None] == jnp.arange(size)
+            logits_grad = grad * jnp.where(hit, probs - 1.0, probs)
+            if how.softcap is not None:
+                logits_grad = logits_grad * (1 - jnp.square(logits / how.softcap))
+            if how.scale != 1.0:
+                logits_grad = logits_grad * how.scale
+            if bias is not None:
+                more = logits_grad.sum(0).astype(bias.dtype)
+                bias_grad = lax.dynamic_update_slice(bias_grad, more, (start,))
+            logits_grad = logits_grad.astype(hidden.dtype)
+            more = _over(scatter, _product(hidden, logits_grad, (0, 0)), cut.embed)
+            w_grad = lax.dynamic_update_slice(w_grad, more.astype(w.dtype), (0, start))
+            return hidden_grad + _product(logits_grad, part[0], (1, 1)), w_grad, bias_grad
+
+        zeros = jnp.zeros(hidden.shape, jnp.float32), *jax.tree.map(jnp.zeros_like, (w, bias))
+        hidden_grad, w_grad, bias_grad = _by_piece(how, vocab, piece, zeros)
+        w_grad = _over(lax.psum, w_grad, tuple(axis for axis in alone if axis not in cut.embed))
+        bias_grad = None if bias is None else _over(lax.psum, bias_grad, alone)
+        hidden_grad = hidden_grad.astype(hidden.dtype).reshape(shape)
+        return _over(lax.psum, hidden_grad, cut.vocab), w_grad, bias_grad
+
+    rows, cuts = (cut.batch, cut.length), (cut.embed, cut.vocab)
+    out = rows, cuts, (cut.vocab,)
+    given = *out, rows, rows, (*rows, cut.vocab), rows
+    return *_by_device(how, local, given, out)(*saved, grad), None
 
 
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
+def _by_device(how: _How, function: Callable, given: tuple, out: tuple) -> Callable:
+    """The function by every device for its part, if there is a mesh.
+
+    `given` and `out` have for each array the mesh axes that cut its own.
+    """
+    if not how.cut.sizes:
+        return function
+    names = frozenset(axis for axis, _ in how.cut.sizes)
+    specs = [tuple(PartitionSpec(*(a or None for a in axes)) for axes in s) for s in (given, out)]
+    return jax.shard_map(
+        function, in_specs=specs[0], out_specs=specs[1], axis_names=names, check_vma=False
+    )
+
+
+def _over(reduce: Callable, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    return reduce(x, axes) if axes else x
+
+
+def _by_piece(how: _How, vocab: int, piece: Callable, state: tuple) -> tuple:
+    """piece(state, start, size) for a device's pieces of its vocabulary, one after the other."""
+    size = min(vocab, -(-vocab // (how.pieces * LANES)) * LANES)
+    count, rest = divmod(vocab, size)
+    if count == 1:
+        state = piece(state, 0, size)
+    else:
+        state = lax.fori_loop(0, count, lambda i, state: piece(state, i * size, size), state)
+    return piece(state, count * size, rest) if rest else state
+
+
+def _piece(how: _How, w, bias, start, size: int, dtype: jnp.dtype) -> tuple:
+    """Of the matrix, gathered, dtype[D, size], and of the bias."""
+    gather = functools.partial(lax.all_gather, axis=0, tiled=True)
+    w = lax.dynamic_slice_in_dim(w, start, size, axis=1).astype(dtype)
+    bias = None if bias is None else lax.dynamic_slice_in_dim(bias, start, size)
+    return _over(gather, w, how.cut.embed), bias
+
+
+def _first(how: _How, vocab: int) -> jax.Array | int:
+    """The first token of so many whose logits a device makes."""
+    return lax.axis_index(how.cut.vocab) * vocab if how.cut.vocab else 0
+
+
+def _logits(how: _How, hidden: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:
+    logits = _product(hidden, w, (1, 0))
+    if bias is not None:
+        logits = logits + bias.astype(jnp.float32)
+    if how.scale != 1.0:
+        logits = logits * how.scale
+    return logits if how.softcap is None else how.softcap * jnp.tanh(logits / how.softcap)
+
+
 def _product(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
     """Contracts one axis of each matrix, accumulating in float32."""
-    return jax.lax.dot_general(
+    return lax.dot_general(
         a, b, (((axes[0],), (axes[1],)), ((), ())),
         precision=precision(a.dtype), preferred_element_type=jnp.float32,
     )  # fmt: skip

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from zoo import lora, sharding, zigzag
+from zoo import lora, sharding
 from zoo.config import Config
 from zoo.decoder import Decoder
 from zoo.training.losses import IGNORED, Head, cross_entropy, load_balance
@@ -209,15 +209,8 @@ def further_losses(model: Decoder, params: dict, batch: Batch, hidden: jax.Array
 
 
 def _losses(model: Decoder, params: dict, hidden: jax.Array, targets: jax.Array) -> jax.Array:
-    """f32[M]. Where devices share rows, tokens go in one list device by device: put behind each
-    other, parts of rows could not lie where they are, and every device would make all logits."""
-    (B, T), n = targets.shape, zigzag.ways()
-
-    def listed(x: jax.Array) -> jax.Array:
-        return x.reshape(B, n, T // n, *x.shape[2:]).swapaxes(0, 1).reshape(B * T, *x.shape[2:])
-
-    found = cross_entropy(listed(hidden), head(model.cfg, params), listed(targets))
-    return found.reshape(n, B, T // n).swapaxes(0, 1).reshape(-1)
+    """f32[M]."""
+    return cross_entropy(hidden, head(model.cfg, params), targets).reshape(-1)
 
 
 def head(cfg: Config, params: dict) -> Head:
