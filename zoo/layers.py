@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from zoo import kernels
 from zoo.config import MLP, Activation, ClampedSwiGLU, LayerNorm, Norm
 from zoo.layered import Layered, cut_out
+from zoo.lookup import lookup
 from zoo.lora import Adapted, whole
 from zoo.precision import precision
 from zoo.quantized import Matrix, Quantized, waiting
@@ -277,7 +278,7 @@ class Embed(nn.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """i32[B, T] -> dtype[B, T, D]."""
-        return jnp.take(self.table, tokens, axis=0).astype(self.dtype)
+        return lookup(self.table, tokens, self.dtype)
 
 
 class GatedMLP(nn.Module):

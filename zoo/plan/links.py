@@ -17,8 +17,9 @@ def collectives(layout: Layout, cache_bytes: int = 0) -> list[Collective]:
     """What the rules make devices exchange, per device and run of the program.
 
     Weights cut by "embed" are gathered for every pass; heads and hidden sizes that are cut cost two
-    reductions of activations per pass; of experts each token's choices travel, twice forward and
-    three times backward (`zoo.owners`). In stages all that happens per tick. What a stage made goes
+    reductions of activations per pass; what tokens look up in an embedding that is cut is exchanged
+    once per pass; of experts each token's choices travel, twice forward and three times backward
+    (`zoo.owners`). In stages all that happens per tick. What a stage made goes
     to the next in every tick, forward and backward, and at the end to all; with several rounds,
     stages exchange layers and gradients. Without a schedule, stages fetch all of a stack, and of
     its part of a cache of `cache_bytes`, for each of its layers.
@@ -37,6 +38,8 @@ def collectives(layout: Layout, cache_bytes: int = 0) -> list[Collective]:
     if train and work.lora is None:
         found += _gradients(layout)
     width = cfg.embed_dim * BF16
+    lookups = work.accumulate * (2 if work.lora is None else 1) if train else 1
+    found += _one(layout, "all-to-all", cut, lookups, layout.tokens * width)
     activations = sum(run.times * run.tokens for run in runs) * width
     found += _one(layout, "all-reduce", tensor, 2 * count * passes, activations / count)
     for run in runs:
@@ -68,7 +71,8 @@ def _head(layout: Layout) -> float:
 def _gradients(layout: Layout) -> list[Collective]:
     """Gradients of weights are scattered over the axes that cut "embed", and what is left of them
     is reduced over the others that cut tokens: of layers in bfloat16, in which they are made, of
-    the head in float32; all of the embedding's, in float32, which looks up what it has whole.
+    the head and the embedding in float32. For an embedding that is cut, gradients go to it
+    (`zoo.lookup`).
 
     Those of adapters are left out: they are a percent.
     """
@@ -90,7 +94,7 @@ def _gradients(layout: Layout) -> list[Collective]:
         *_one(layout, "all-reduce", rest, again, head / held),
         *_one(layout, "all-reduce", rest, calls, others * BF16 / held / calls),
         *_one(layout, "all-reduce", alone, calls, routed * BF16 / held / calls),
-        *_one(layout, "all-reduce", seen, again, head),
+        *_one(layout, "all-reduce", rest, again, head / held),
     ]
 
 

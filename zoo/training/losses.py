@@ -6,17 +6,15 @@ Axes: B batch, T positions, D embedding, V vocabulary, L repeats of a stack, E e
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from zoo import pipeline
-from zoo.axes import as_tuple, mesh_in_force, partition_spec
+from zoo.cut import Cut, in_force, over
 from zoo.layers import precision
 from zoo.moe import MoEStats
 
@@ -59,7 +57,7 @@ def cross_entropy(hidden: jax.Array, head: Head, targets: jax.Array) -> jax.Arra
         f32[...], 0 where the target is ignored.
     """
     pieces = -(-targets.size * head.w.shape[-1] // most_logits(_sharing()))
-    how = _How(_cut(hidden.shape, head.w.shape), pieces, head.scale, head.softcap)
+    how = _How(in_force(targets.shape, *head.w.shape), pieces, head.scale, head.softcap)
     return _cross_entropy(how, hidden, head.w, head.bias, targets)
 
 
@@ -73,38 +71,11 @@ def _sharing() -> int:
     return jax.sharding.get_abstract_mesh().size // pipeline.stages()
 
 
-class _Cut(NamedTuple):
-    """Mesh axes that cut B, T, D and V, and the sizes of all of a mesh; nothing without one."""
-
-    batch: tuple[str, ...] = ()
-    length: tuple[str, ...] = ()
-    embed: tuple[str, ...] = ()
-    vocab: tuple[str, ...] = ()
-    sizes: tuple[tuple[str, int], ...] = ()
-
-    def devices(self, axes: tuple[str, ...]) -> int:
-        return math.prod(size for axis, size in self.sizes if axis in axes)
-
-
-def _cut(tokens: tuple[int, ...], w: tuple[int, int]) -> _Cut:
-    """How the mesh in force cuts hidden states and the matrix; left to XLA where not evenly, or so
-    that devices with the same tokens share D, or those with others V."""
-    rules, sizes = mesh_in_force()
-    if not sizes or len(tokens) != 3:
-        return _Cut()
-    names = ("batch", "length"), ("embed", "vocab")
-    axes = [as_tuple(a) for pair in names for a in partition_spec(pair, rules)]
-    cut = _Cut(*axes, tuple(sizes.items()))
-    even = all(n % cut.devices(a) == 0 for n, a in zip((*tokens[:2], *w), axes, strict=True))
-    apart = {*cut.batch, *cut.length}
-    return cut if even and apart >= set(cut.embed) and not apart & set(cut.vocab) else _Cut()
-
-
 class _How(NamedTuple):
     """What a program of the loss is specialised on: `pieces` of the vocabulary, and the head's
     `scale` and `softcap`."""
 
-    cut: _Cut
+    cut: Cut
     pieces: int
     scale: float
     softcap: float | None
@@ -126,7 +97,7 @@ def _cross_entropy_forward(how: _How, hidden, w, bias, targets):
             logits = _logits(how, hidden, *_piece(how, w, bias, start, size, hidden.dtype))
             higher = jnp.maximum(top, logits.max(-1))
             total = total * jnp.exp(top - higher) + jnp.exp(logits - higher[:, None]).sum(-1)
-            place = targets - _first(how, vocab) - start
+            place = targets - how.cut.first(vocab) - start
             found = jnp.take_along_axis(logits, jnp.clip(place, 0, size - 1)[:, None], -1)[:, 0]
             chosen = jnp.where((place >= 0) & (place < size), found, chosen)
             return higher, total, chosen, logits if how.pieces == 1 else None
@@ -134,17 +105,17 @@ def _cross_entropy_forward(how: _How, hidden, w, bias, targets):
         zeros = jnp.zeros(targets.shape)
         start = jnp.full_like(zeros, jnp.finfo(zeros.dtype).min), zeros, zeros, None
         top, total, chosen, logits = _by_piece(how, vocab, piece, start)
-        highest = _over(lax.pmax, top, how.cut.vocab)
-        total = jnp.log(_over(lax.psum, total * jnp.exp(top - highest), how.cut.vocab)) + highest
-        chosen = _over(lax.psum, chosen, how.cut.vocab)
+        highest = over(lax.pmax, top, how.cut.vocab)
+        total = jnp.log(over(lax.psum, total * jnp.exp(top - highest), how.cut.vocab)) + highest
+        chosen = over(lax.psum, chosen, how.cut.vocab)
         loss = jnp.where(targets == IGNORED, 0.0, total - chosen)
         found = loss, total, logits
         return jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), found)
 
     cut = how.cut
     rows, cuts = (cut.batch, cut.length), (cut.embed, cut.vocab)
-    given, out = (rows, cuts, (cut.vocab,), rows), (rows, rows, (*rows, cut.vocab))
-    loss, total, logits = _by_device(how, local, given, out)(hidden, w, bias, targets)
+    given, out = (rows, cuts, (cut.vocab,), rows), [rows, rows, (*rows, cut.vocab)]
+    loss, total, logits = cut.by_device(local, given, out)(hidden, w, bias, targets)
     return loss, (hidden, w, bias, targets, total, logits)
 
 
@@ -165,7 +136,7 @@ def _cross_entropy_backward(how: _How, saved, grad):
             part = _piece(how, w, bias, start, size, hidden.dtype)
             logits = _logits(how, hidden, *part) if kept is None else kept
             probs = jnp.exp(logits - total[:, None])
-            hit = (targets - _first(how, vocab) - start)[:, None] == jnp.arange(size)
+            hit = (targets - how.cut.first(vocab) - start)[:, None] == jnp.arange(size)
             logits_grad = grad * jnp.where(hit, probs - 1.0, probs)
             if how.softcap is not None:
                 logits_grad = logits_grad * (1 - jnp.square(logits / how.softcap))
@@ -175,42 +146,24 @@ def _cross_entropy_backward(how: _How, saved, grad):
                 more = logits_grad.sum(0).astype(bias.dtype)
                 bias_grad = lax.dynamic_update_slice(bias_grad, more, (start,))
             logits_grad = logits_grad.astype(hidden.dtype)
-            more = _over(scatter, _product(hidden, logits_grad, (0, 0)), cut.embed)
+            more = over(scatter, _product(hidden, logits_grad, (0, 0)), cut.embed)
             w_grad = lax.dynamic_update_slice(w_grad, more.astype(w.dtype), (0, start))
             return hidden_grad + _product(logits_grad, part[0], (1, 1)), w_grad, bias_grad
 
         zeros = jnp.zeros(hidden.shape, jnp.float32), *jax.tree.map(jnp.zeros_like, (w, bias))
         hidden_grad, w_grad, bias_grad = _by_piece(how, vocab, piece, zeros)
-        w_grad = _over(lax.psum, w_grad, tuple(axis for axis in alone if axis not in cut.embed))
-        bias_grad = None if bias is None else _over(lax.psum, bias_grad, alone)
+        w_grad = over(lax.psum, w_grad, cut.others)
+        bias_grad = None if bias is None else over(lax.psum, bias_grad, alone)
         hidden_grad = hidden_grad.astype(hidden.dtype).reshape(shape)
-        return _over(lax.psum, hidden_grad, cut.vocab), w_grad, bias_grad
+        return over(lax.psum, hidden_grad, cut.vocab), w_grad, bias_grad
 
     rows, cuts = (cut.batch, cut.length), (cut.embed, cut.vocab)
-    out = rows, cuts, (cut.vocab,)
+    out = [rows, cuts, (cut.vocab,)]
     given = *out, rows, rows, (*rows, cut.vocab), rows
-    return *_by_device(how, local, given, out)(*saved, grad), None
+    return *cut.by_device(local, given, out)(*saved, grad), None
 
 
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
-
-
-def _by_device(how: _How, function: Callable, given: tuple, out: tuple) -> Callable:
-    """The function by every device for its part, if there is a mesh.
-
-    `given` and `out` have for each array the mesh axes that cut its own.
-    """
-    if not how.cut.sizes:
-        return function
-    names = frozenset(axis for axis, _ in how.cut.sizes)
-    specs = [tuple(PartitionSpec(*(a or None for a in axes)) for axes in s) for s in (given, out)]
-    return jax.shard_map(
-        function, in_specs=specs[0], out_specs=specs[1], axis_names=names, check_vma=False
-    )
-
-
-def _over(reduce: Callable, x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    return reduce(x, axes) if axes else x
 
 
 def _by_piece(how: _How, vocab: int, piece: Callable, state: tuple) -> tuple:
@@ -229,12 +182,7 @@ def _piece(how: _How, w, bias, start, size: int, dtype: jnp.dtype) -> tuple:
     gather = functools.partial(lax.all_gather, axis=0, tiled=True)
     w = lax.dynamic_slice_in_dim(w, start, size, axis=1).astype(dtype)
     bias = None if bias is None else lax.dynamic_slice_in_dim(bias, start, size)
-    return _over(gather, w, how.cut.embed), bias
-
-
-def _first(how: _How, vocab: int) -> jax.Array | int:
-    """The first token of so many whose logits a device makes."""
-    return lax.axis_index(how.cut.vocab) * vocab if how.cut.vocab else 0
+    return over(gather, w, how.cut.embed), bias
 
 
 def _logits(how: _How, hidden: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:
