@@ -48,12 +48,10 @@ class Cut(NamedTuple):
         if not self.sizes:
             return function
         names = frozenset(axis for axis, _ in self.sizes)
-        given, out = (
-            tuple(map(_spec, given)),
-            (tuple(map(_spec, out)) if isinstance(out, list) else _spec(out)),
-        )
+        comes = tuple(map(_spec, given))
+        goes = tuple(map(_spec, out)) if isinstance(out, list) else _spec(out)
         return jax.shard_map(
-            function, in_specs=given, out_specs=out, axis_names=names, check_vma=False
+            function, in_specs=comes, out_specs=goes, axis_names=names, check_vma=False
         )
 
 
