@@ -16,7 +16,7 @@ from zoo.plan.layout import BF16, F32, Layout, Run
 from zoo.plan.workload import Workload
 from zoo.training.losses import most_logits
 
-LOGITS, LOGITS_OF_PARTS = 1.25, 3
+LOGITS, LOGITS_OF_PIECES = 1.25, 3
 """How often a training step holds logits in float32, in one part or in several, as compiled."""
 
 ON_CHIP = 32 * 2**20
@@ -55,7 +55,7 @@ def temporaries(
         working += _staging(layout, gradients, param_bytes)
     gradients *= 2 if work.accumulate > 1 else 1
     parts = work.tokens / work.accumulate * cfg.vocab_size > most
-    held = (LOGITS_OF_PARTS if parts else LOGITS) * logits * F32
+    held = (LOGITS_OF_PIECES if parts else LOGITS) * logits * F32
     return _all_kept(layout) * BF16 + gradients + max(working, held)
 
 

@@ -19,10 +19,10 @@ def collectives(layout: Layout, cache_bytes: int = 0) -> list[Collective]:
     Weights cut by "embed" are gathered for every pass; heads and hidden sizes that are cut cost two
     reductions of activations per pass; what tokens look up in an embedding that is cut is exchanged
     once per pass; of experts each token's choices travel, twice forward and three times backward
-    (`zoo.owners`). In stages all that happens per tick. What a stage made goes
-    to the next in every tick, forward and backward, and at the end to all; with several rounds,
-    stages exchange layers and gradients. Without a schedule, stages fetch all of a stack, and of
-    its part of a cache of `cache_bytes`, for each of its layers.
+    (`zoo.owners`). In stages all that happens per tick. What a stage made goes to the next in every
+    tick, forward and backward, and at the end to all; with several rounds, stages exchange layers
+    and gradients. Without a schedule, stages fetch all of a stack, and of its part of a cache of
+    `cache_bytes`, for each of its layers.
     """
     cfg, work = layout.cfg, layout.work
     train = work.mode == "train"
